@@ -1,0 +1,71 @@
+# One recipe a habit; `make help` lists them. Everything lives in .venv and target/ and is built once.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# `make bench BENCH_ARGS="all --json record.json"` runs the whole comparison.
+BENCH_ARGS ?= --quick
+STUBS := python/infer_accel/_native
+
+# What the extension module is made of: a change in any of these builds it again, and nothing else does.
+SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -path '*/src/*' -o -name Cargo.toml -path 'crates/*')
+
+.PHONY: help bench test test-rust test-python lint lint-rust lint-python stubs check-stubs docs wheel clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+bench: $(VENV)/.with-bench ## build, install, check against the oracles and time beside the rivals (2 minutes)
+	$(BIN)/infer-accel bench $(BENCH_ARGS)
+
+test: test-rust test-python ## every Rust and Python test
+
+test-rust:
+	cargo test --locked --workspace --exclude infer-accel-python
+
+test-python: $(VENV)/.with-test
+	$(BIN)/python -m pytest
+
+lint: lint-rust lint-python ## formatters, clippy, rustdoc, ruff, mypy, stubtest, stubs, typos: all of them strict
+
+lint-rust:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+lint-python: $(VENV)/.with-lint check-stubs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest infer_accel._native --allowlist .stubtest-allowlist
+	$(BIN)/typos
+
+stubs: $(VENV)/.with-lint ## write the stubs of the extension module again
+	rm -rf $(VENV)/stubs
+	$(BIN)/maturin generate-stubs --release --locked --out $(VENV)/stubs
+
+check-stubs: $(VENV)/.with-lint
+
+docs: $(VENV)/.with-docs ## the documentation, strict, in site/
+	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.maturin ## an abi3 wheel and a source distribution, in dist/
+	$(BIN)/maturin build --release --locked --sdist --out dist
+
+# `make with-X` state: the package installed editable with its extra X. The extension is compiled once for all of them.
+$(VENV)/.with-%: $(VENV)/.maturin $(SOURCES)
+	$(BIN)/maturin develop --release --locked --extras $*
+	@touch $@
+
+$(VENV)/.maturin:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "infer-accel needs Python 3.11 or newer: set PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.16,<2'
+	@touch $@
+
+clean: ## forget everything built here
+	rm -rf $(VENV) target dist site

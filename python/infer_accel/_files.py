@@ -1,0 +1,73 @@
+"""Whole files or none: what is written lies beside its target and takes its name only when complete."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["replace_file", "write_text"]
+
+
+@contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `path`; rename it over `path` on success, remove it on any failure.
+
+    Parameters
+    ----------
+    path
+        The file to create or replace. Its directory must exist.
+
+    Yields
+    ------
+    pathlib.Path
+        An empty file in the same directory, so that the rename never crosses a file system.
+
+    Raises
+    ------
+    OSError
+        The directory is missing or not writable, or the disk is full. `path` is then as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replace_file(f"{folder}/record.json") as beside:
+    ...         _ = beside.write_text("{}")
+    ...     Path(f"{folder}/record.json").read_text()
+    '{}'
+    """
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(descriptor)
+    beside = Path(name)
+    try:
+        yield beside
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.chmod(_mode_of(target))
+        beside.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 to `path`: all of it, or nothing (see :func:`replace_file`)."""
+    with replace_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _mode_of(target: Path) -> int:
+    """Return the permissions that an ordinary `open(target, "w")` would leave."""
+    with suppress(OSError):
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -1,0 +1,326 @@
+"""Validate, then time ours and the rivals' side by side, in the same run.
+
+A part is a module ``infer_accel.bench.<part>`` with one generator, ``cases``. It builds the input of a row,
+yields the row, and lets go of the input when it is resumed, so that one row's arrays are alive at a time::
+
+    import numpy as np
+
+    from infer_accel import kvcache, reference
+    from infer_accel.bench.harness import Bench, Case, Contender, Floor, cost, rate
+
+
+    def cases(bench: Bench) -> Iterator[Case]:
+        source = np.random.default_rng(0).integers(0, 255, (4096, 32768), dtype=np.uint8)
+        target = np.empty_like(source)
+        mapping = np.random.default_rng(1).permutation(4096).astype(np.int64)
+        pairs = np.stack([np.arange(4096), mapping], axis=1)
+        expected = reference.page_copy(source, np.zeros_like(target), pairs)
+
+        def poison() -> None:            # before every call, not timed
+            target.fill(0xAA)
+
+        def check(result: object) -> None:       # AssertionError = the row does not exist
+            np.testing.assert_array_equal(target, expected)
+
+        peers = [Contender("numpy", lambda: target.__setitem__(mapping, source), prepare=poison, check=check)]
+        if (torch := bench.rival("torch")) is not None:      # None is remembered, and said below the table
+            to, fro = torch.from_numpy(target), torch.from_numpy(source)
+            index = torch.from_numpy(mapping)
+            peers.append(Contender("torch", lambda: to.__setitem__(index, fro), prepare=poison, check=check))
+
+        moved = 2 * source.nbytes                            # read and written
+        yield Case(
+            name="page_copy 32 KiB pages, 1 thread",         # shape, dtype, threads: the key of comparisons
+            measure=rate("GB/s", 1e9),                       # or cost("ns/block", 1e-9)
+            work=moved,                                      # of one call, in the unit's thing: bytes, blocks
+            ours=Contender("infer-accel", lambda: kvcache.page_copy(source, target, pairs, num_threads=1),
+                           prepare=poison, check=check),
+            peers=peers,
+            floor=Floor("copy bandwidth", moved / bench.limits.copy_bandwidth(threads=1)),  # seconds, at best
+            threads=1,
+        )
+
+Rules
+- ``check`` gets what ``run`` returned. Ours is checked before timing and once more after it; a
+  failure there is an error of the whole run. A rival that fails its check is left out, and the table says so.
+  ``check=None`` for a rival means "not comparable bit for bit, by its own design": say why in a comment.
+- Calls of microseconds: leave ``prepare`` out where a repeated call does the same work, and the harness
+  repeats the call inside one sample (20 microseconds of clock and loop would otherwise be measured).
+- A rival that is much slower may do a part of the work: give it its own ``work``.
+- ``bench.quick`` asks for fewer cases and smaller input, not for a different kind of input: a part should
+  take at most 30 seconds then, imports and oracles included.
+- Never print. Never import a rival at the top of the file: ``bench.rival`` does, and knows what is missing.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from infer_accel.bench.limits import Limits
+from infer_accel.bench.rivals import Rivals
+from infer_accel.bench.threads import limited_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import ModuleType
+
+__all__ = [
+    "Bench",
+    "Case",
+    "Contender",
+    "Floor",
+    "Measure",
+    "Measured",
+    "ValidationError",
+    "cost",
+    "measure_case",
+    "rate",
+]
+
+Better = Literal["higher", "lower"]
+
+
+class ValidationError(Exception):
+    """Ours did not agree with its oracle: there is nothing to time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How seconds and work become the number of a row."""
+
+    unit: str
+    scale: float
+    better: Better
+
+    def value(self, work: float, seconds: float) -> float:
+        """Return the row's number for `work` done in `seconds`."""
+        if self.better == "higher":
+            return work / seconds / self.scale
+        return seconds / work / self.scale
+
+
+def rate(unit: str, scale: float) -> Measure:
+    """Measure work a second, in units of `scale`: ``rate("GB/s", 1e9)``. Higher is better."""
+    return Measure(unit, scale, "higher")
+
+
+def cost(unit: str, scale: float) -> Measure:
+    """Measure seconds a unit of work, in units of `scale`: ``cost("ns/block", 1e-9)``. Lower is better."""
+    return Measure(unit, scale, "lower")
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to do the work of a case.
+
+    Parameters
+    ----------
+    name
+        "infer-accel", or the rival's name as a reader knows it ("torch addmm_").
+    run
+        The call that is timed.
+    check
+        Compares what `run` returned, or left in place, with the oracle; raises AssertionError if it differs.
+    prepare
+        Runs before every call, untimed: undoes the last call, poisons the output.
+    work
+        What this contender does in a call where that is less than the case's work.
+    """
+
+    name: str
+    run: Callable[[], object]
+    check: Callable[[object], None] | None = None
+    prepare: Callable[[], None] | None = None
+    work: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The fewest seconds in which this machine could do the work of a case, by the limit `name`."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A row before it is measured: see the module's own documentation for an example."""
+
+    name: str
+    measure: Measure
+    work: float
+    ours: Contender
+    peers: Sequence[Contender] = ()
+    floor: Floor | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Medians of a case: seconds a call by contender, ours first, and the rivals left out with the reason."""
+
+    seconds: dict[str, float]
+    left_out: dict[str, str]
+    rounds: int
+    spread: float
+
+
+class CaseSource(Protocol):
+    """What a part offers: the function `cases` of its module."""
+
+    def __call__(self, bench: Bench) -> Iterator[Case]:
+        """Yield the part's cases, one at a time."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """What a part may ask for while it builds its cases."""
+
+    quick: bool = False
+    limits: Limits = field(default_factory=Limits)
+    rivals: Rivals = field(default_factory=Rivals)
+    #: Seconds of timed calls that one case may take; validation and preparation come on top.
+    seconds_a_case: float = 4.0
+
+    def rival(self, name: str) -> ModuleType | None:
+        """Return the rival's module, or None where it is not installed (which the report then says)."""
+        return self.rivals.load(name)
+
+
+#: A sample shorter than this is mostly clock: calls are repeated inside a sample until it is that long.
+_SHORTEST_SAMPLE = 1e-3
+_ROUNDS_AT_LEAST = 5
+_ROUNDS_AT_MOST = 101
+
+
+def measure_case(case: Case, *, seconds: float, progress: Callable[[str], None] | None = None) -> Measured:
+    """Check every contender of a case, then time them round by round in turn.
+
+    Parameters
+    ----------
+    case
+        What is measured.
+    seconds
+        Roughly how long the timed calls may take; at least five rounds are made whatever it says.
+    progress
+        Called with a short text at each stage.
+
+    Returns
+    -------
+    Measured
+        The median seconds of a call of each contender, and the rivals that were left out.
+
+    Raises
+    ------
+    ValidationError
+        Ours differs from its oracle, before the timing or after it.
+    """
+    say = progress or (lambda _: None)
+    if case.ours.check is None:
+        raise ValidationError(f"{case.name}: no oracle was given; a row must be checked before it is timed")
+    with limited_threads(case.threads):
+        say("checking")
+        _validate(case, "before timing")
+        rivals, left_out = _fit_rivals(case)
+        contenders = [case.ours, *rivals]
+        say("timing")
+        samples = _time(contenders, seconds)
+        _validate(case, "after timing")
+    medians = {who.name: statistics.median(times) for who, times in zip(contenders, samples, strict=True)}
+    return Measured(medians, left_out, len(samples[0]), _spread(samples[0]))
+
+
+def _validate(case: Case, when: str) -> None:
+    """Run ours once, from a prepared state, and compare with the oracle."""
+    ours = case.ours
+    try:
+        if ours.prepare is not None:
+            ours.prepare()
+        result = ours.run()
+    except Exception as error:
+        raise ValidationError(f"{case.name}: the call failed {when}: {_first_line(error)}") from error
+    try:
+        if ours.check is not None:
+            ours.check(result)
+    except Exception as error:
+        raise ValidationError(f"{case.name}: wrong {when}: {_first_line(error)}") from error
+
+
+def _fit_rivals(case: Case) -> tuple[list[Contender], dict[str, str]]:
+    """Return the rivals that run and agree, and for the others why they do not."""
+    fit: list[Contender] = []
+    left_out: dict[str, str] = {}
+    for peer in case.peers:
+        try:
+            if peer.prepare is not None:
+                peer.prepare()
+            result = peer.run()
+            if peer.check is not None:
+                peer.check(result)
+        except Exception as error:  # noqa: BLE001 - a rival may fail in any way; the run goes on without it
+            left_out[peer.name] = _first_line(error)
+        else:
+            fit.append(peer)
+    return fit, left_out
+
+
+def _time(contenders: Sequence[Contender], seconds: float) -> list[list[float]]:
+    """Return each contender's seconds a call in every round."""
+    repeats = [_repeats(who) for who in contenders]
+    once = sum(_sample(who, count) * count for who, count in zip(contenders, repeats, strict=True))
+    rounds = max(_ROUNDS_AT_LEAST, min(_ROUNDS_AT_MOST, int(seconds / max(once, 1e-9))))
+    samples: list[list[float]] = [[] for _ in contenders]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for step in range(len(contenders)):
+                # Whoever follows the same neighbour every time inherits the same cache: so the order turns.
+                index = (turn + step) % len(contenders)
+                samples[index].append(_sample(contenders[index], repeats[index]))
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def _repeats(who: Contender) -> int:
+    """Return how many calls make a sample: one where each call needs preparing, else enough to be clocked."""
+    if who.prepare is not None:
+        return 1
+    count = 1
+    while (elapsed := _sample(who, count) * count) < _SHORTEST_SAMPLE:
+        count = max(2 * count, min(1 << 20, int(count * _SHORTEST_SAMPLE / max(elapsed, 1e-9))))
+    return count
+
+
+def _sample(who: Contender, count: int) -> float:
+    """Return the seconds of one of `count` calls in a row."""
+    if who.prepare is not None:
+        who.prepare()
+    run = who.run
+    clock = time.perf_counter
+    if count == 1:
+        start = clock()
+        run()
+        return clock() - start
+    turns = range(count)
+    start = clock()
+    for _ in turns:
+        run()
+    return (clock() - start) / count
+
+
+def _spread(samples: Sequence[float]) -> float:
+    """Return half the distance between the quartiles as a share of the median."""
+    low, middle, high = statistics.quantiles(samples, n=4)
+    return (high - low) / 2 / middle if middle else 0.0
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

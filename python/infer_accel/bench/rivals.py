@@ -1,0 +1,52 @@
+"""The programs that we are measured against: which are installed, and how to get the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["Rivals"]
+
+#: Module → what `pip install` wants. A rival that is not listed here is asked for by its own name.
+_REQUIREMENTS = {
+    "torch": "torch",
+    "peft": "peft",
+    "vllm": "vllm",
+    "tokenizers": "tokenizers",
+    "tiktoken": "tiktoken",
+    "gigatoken": "gigatoken",
+}
+
+
+@dataclass(slots=True)
+class Rivals:
+    """Modules by name, loaded when first asked for; the missing ones are remembered."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def load(self, name: str) -> ModuleType | None:
+        """Return the module `name`, or None where it is not installed or does not load here."""
+        if name in self.absent:
+            return None
+        try:
+            module = import_module(name)
+        except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
+            requirement = _REQUIREMENTS.get(name, name)
+            self.absent[name] = f"pip install {requirement}" if missing else f"installed, but: {error}"
+            return None
+        self.versions[name] = _version_of(name)
+        return module
+
+
+def _version_of(name: str) -> str:
+    try:
+        return version(name.partition(".")[0])
+    except PackageNotFoundError:
+        return "unknown"
