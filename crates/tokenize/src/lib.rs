@@ -1,1 +1,5 @@
-//! placeholder
+//! Exact tokenization and token counting for LLM servers.
+
+mod error;
+
+pub use error::{Result, TokenizeError};

@@ -1,0 +1,122 @@
+//! What can go wrong between a tokenizer file and its ids.
+
+use std::path::PathBuf;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, TokenizeError>;
+
+/// Why a tokenizer could not be loaded, or why a text or a list of ids could not be served.
+///
+/// Each case says what came, what is allowed and what to do; [`TokenizeError::code`] is the stable name that
+/// programs may test.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizeError {
+    /// The file could not be read.
+    #[error("cannot read the tokenizer file {path}: {source}", path = path.display())]
+    Read {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// The content is no tokenizer format that is known here.
+    #[error(
+        "{found} is not a tokenizer that can be loaded; expected a Hugging Face tokenizer.json or tiktoken ranks \
+         (lines of `base64 rank`); {hint}"
+    )]
+    UnknownFormat {
+        /// What the content looks like.
+        found: String,
+        /// What to do about it.
+        hint: String,
+    },
+
+    /// The content is of a known format, but says something that cannot be.
+    #[error("malformed tokenizer: {reason}")]
+    Malformed {
+        /// What is wrong, where, and what is allowed.
+        reason: String,
+    },
+
+    /// The splitting pattern is no valid regular expression, or cannot be served exactly.
+    #[error("cannot use the pattern {pattern:?} to split text: {reason}")]
+    Pattern {
+        /// The pattern as it was given.
+        pattern: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+
+    /// A byte has no token, so that some texts could not be encoded.
+    #[error(
+        "the vocabulary has no token for the byte 0x{byte:02x}; a byte-level vocabulary needs one for each of the 256 \
+         bytes: the file may be truncated"
+    )]
+    MissingByte {
+        /// The first byte without a token.
+        byte: u8,
+    },
+
+    /// An id, or a size derived from it, does not fit.
+    #[error("token id {id} is out of range; ids go from 0 to {limit}")]
+    IdOutOfRange {
+        /// The id that came; negative ids keep their sign.
+        id: i64,
+        /// The greatest id that is allowed.
+        limit: u32,
+    },
+
+    /// An id lies in the vocabulary's range, but in a gap that no token fills.
+    #[error("token id {id} names no token: the vocabulary has a gap there; ask `id_to_token` which ids are in use")]
+    UnassignedId {
+        /// The id without a token.
+        id: u32,
+    },
+
+    /// The decoded bytes are not UTF-8, and the caller asked for strictness.
+    #[error(
+        "the decoded bytes are not UTF-8 from byte {valid_up_to} on; pass errors=\"replace\" or \"ignore\", or use \
+         decode_bytes"
+    )]
+    InvalidUtf8 {
+        /// The length of the valid beginning.
+        valid_up_to: usize,
+    },
+
+    /// The pipeline of the `tokenizers` crate gave up on this input.
+    #[error("the tokenizer's pipeline failed: {reason}")]
+    Pipeline {
+        /// What it said.
+        reason: String,
+    },
+
+    /// The caller's signal (Ctrl-C) ended a long call; nothing of its result is kept.
+    #[error("interrupted; no result was kept")]
+    Interrupted,
+}
+
+impl TokenizeError {
+    /// The stable name of this kind of error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "tokenizer_read",
+            Self::UnknownFormat { .. } => "tokenizer_unknown_format",
+            Self::Malformed { .. } => "tokenizer_malformed",
+            Self::Pattern { .. } => "tokenizer_pattern",
+            Self::MissingByte { .. } => "tokenizer_missing_byte",
+            Self::IdOutOfRange { .. } => "token_id_out_of_range",
+            Self::UnassignedId { .. } => "token_id_unassigned",
+            Self::InvalidUtf8 { .. } => "decoded_invalid_utf8",
+            Self::Pipeline { .. } => "tokenizer_pipeline",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// A [`TokenizeError::Malformed`] with this reason.
+    #[allow(dead_code)]
+    pub(crate) fn malformed(reason: impl Into<String>) -> Self {
+        Self::Malformed { reason: reason.into() }
+    }
+}
