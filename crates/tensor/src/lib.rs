@@ -1,1 +1,20 @@
-//! placeholder
+//! The ground that every part of infer-accel stands on.
+//!
+//! * [`DType`] and [`float`]: number formats and their conversions.
+//! * [`TensorRef`] and [`TensorMut`]: strided views of memory that somebody else owns.
+//! * [`simd`]: which instruction tier runs, detected once, lowered by `INFER_ACCEL_SIMD`.
+//! * [`threads`]: a private thread pool that survives a fork.
+//! * [`ErrorKind`]: what class of error a caller in another language sees.
+
+mod dtype;
+mod error;
+pub mod float;
+mod layout;
+pub mod simd;
+pub mod threads;
+mod view;
+
+pub use dtype::{DType, Element};
+pub use error::{ErrorKind, TensorError};
+pub use layout::{Layout, MAX_DIMS};
+pub use view::{TensorMut, TensorRef};
