@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,14 +43,13 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     '{}'
     """
     target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(descriptor)
-    beside = Path(name)
+    beside = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
+    # Not tempfile: its files are readable by their owner alone, and a record is an ordinary file.
+    beside.touch(exist_ok=False)
     try:
         yield beside
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
-        beside.chmod(_mode_of(target))
         beside.replace(target)
     except BaseException:
         with suppress(OSError):
@@ -62,12 +61,3 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 to `path`: all of it, or nothing (see :func:`replace_file`)."""
     with replace_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
-
-
-def _mode_of(target: Path) -> int:
-    """Return the permissions that an ordinary `open(target, "w")` would leave."""
-    with suppress(OSError):
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -71,12 +71,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Bench",
     "Case",
+    "CaseSource",
     "Contender",
     "Floor",
     "Measure",
     "Measured",
     "ValidationError",
     "cost",
+    "describe",
     "measure_case",
     "rate",
 ]
@@ -242,12 +244,12 @@ def _validate(case: Case, when: str) -> None:
             ours.prepare()
         result = ours.run()
     except Exception as error:
-        raise ValidationError(f"{case.name}: the call failed {when}: {_first_line(error)}") from error
+        raise ValidationError(f"{case.name}: the call failed {when}: {describe(error)}") from error
     try:
         if ours.check is not None:
             ours.check(result)
     except Exception as error:
-        raise ValidationError(f"{case.name}: wrong {when}: {_first_line(error)}") from error
+        raise ValidationError(f"{case.name}: wrong {when}: {describe(error)}") from error
 
 
 def _fit_rivals(case: Case) -> tuple[list[Contender], dict[str, str]]:
@@ -262,7 +264,7 @@ def _fit_rivals(case: Case) -> tuple[list[Contender], dict[str, str]]:
             if peer.check is not None:
                 peer.check(result)
         except Exception as error:  # noqa: BLE001 - a rival may fail in any way; the run goes on without it
-            left_out[peer.name] = _first_line(error)
+            left_out[peer.name] = describe(error)
         else:
             fit.append(peer)
     return fit, left_out
@@ -321,6 +323,7 @@ def _spread(samples: Sequence[float]) -> float:
     return (high - low) / 2 / middle if middle else 0.0
 
 
-def _first_line(error: Exception) -> str:
+def describe(error: Exception) -> str:
+    """Return the kind and the first line of an error: what fits into a report."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,89 @@
+"""The parts that can be measured, in the order of the table."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from infer_accel.bench.harness import ValidationError, describe, measure_case
+from infer_accel.bench.rows import row_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from infer_accel.bench.harness import Bench, Case, CaseSource
+    from infer_accel.bench.rows import Row
+
+__all__ = ["PARTS", "Outcome", "load_part", "run_parts"]
+
+_LOG = logging.getLogger(__name__)
+
+PARTS: tuple[str, ...] = ("lora", "kvcache", "tokenize")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run found."""
+
+    rows: list[Row]
+    #: Rows that do not exist because ours was wrong.
+    failures: list[str]
+    #: "part/case: rival" → why it was not timed.
+    left_out: dict[str, str]
+
+
+def load_part(name: str) -> CaseSource:
+    """Return the function `cases` of a part's module."""
+    source: CaseSource = import_module(f"infer_accel.bench.{name}").cases
+    return source
+
+
+def run_parts(
+    sources: Mapping[str, CaseSource],
+    bench: Bench,
+    progress: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Measure the parts one after the other.
+
+    Parameters
+    ----------
+    sources
+        What :func:`load_part` returned, by the part's name.
+    bench
+        Size of the run, limits and rivals.
+    progress
+        Called with a short text whenever something else begins.
+
+    Returns
+    -------
+    Outcome
+        Every validated row, and what went wrong with the others: one bad row, or one bad part, does not take
+        the rest with it.
+    """
+    say = progress or (lambda _: None)
+    outcome = Outcome([], [], {})
+    for part, source in sources.items():
+        say(f"{part}: preparing")
+        try:
+            for case in source(bench):
+                _measure(part, case, bench, outcome, say)
+                say(f"{part}: preparing")
+        except Exception as error:  # noqa: BLE001 - whatever a part does wrong, the others are still measured
+            _LOG.debug("the part %s failed", part, exc_info=True)
+            outcome.failures.append(f"{part}: {describe(error)}")
+    return outcome
+
+
+def _measure(part: str, case: Case, bench: Bench, outcome: Outcome, say: Callable[[str], None]) -> None:
+    title = f"{part}: {case.name}"
+    try:
+        measured = measure_case(
+            case, seconds=bench.seconds_a_case, progress=lambda stage: say(f"{title}: {stage}")
+        )
+    except ValidationError as error:
+        outcome.failures.append(f"{part}: {error}")
+        return
+    outcome.rows.append(row_of(part, case, measured))
+    outcome.left_out.update({f"{title}: {name}": why for name, why in measured.left_out.items()})

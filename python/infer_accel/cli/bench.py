@@ -1,0 +1,156 @@
+"""`infer-accel bench`: check against the oracles, then time beside the rivals."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path  # noqa: TC003 - typer reads it at run time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infer_accel.cli.output import EXIT_FELL, EXIT_WRONG, progress, refuse, require_writable, results
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from infer_accel.bench.harness import Bench
+    from infer_accel.bench.parts import Outcome
+    from infer_accel.bench.rows import Json, Row
+
+__all__ = ["run"]
+
+
+class Part(StrEnum):
+    """What can be asked for."""
+
+    ALL = "all"
+    LORA = "lora"
+    KVCACHE = "kvcache"
+    TOKENIZE = "tokenize"
+
+
+def run(
+    part: Annotated[Part, typer.Argument(help="What to measure.")] = Part.ALL,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter: two minutes in all.")] = False,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write machine and rows as JSON.")
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Hold the ratios against those of an earlier --json."),
+    ] = None,
+    fail_over: Annotated[
+        str, typer.Option(metavar="SHARE", help="With --compare: exit 1 if a ratio lost more.")
+    ] = "10%",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the rows (needs matplotlib).")
+    ] = None,
+) -> None:
+    """Check each operation against its oracle, then time it beside the installed rivals.
+
+    Exit codes: 0 measured, 1 a row fell by more than --fail-over, 2 wrong input or a row that failed its oracle.
+    """
+    from infer_accel.bench.machine import describe_run
+    from infer_accel.bench.rows import InvalidRecordError, read_rows
+
+    tolerance = _share(fail_over)
+    require_writable(json_path, "--json")
+    require_writable(plot, "--plot")
+    _require_matplotlib(plot)
+    try:
+        baseline = None if compare is None else read_rows(compare)
+    except InvalidRecordError as error:
+        refuse(str(error))
+    bench, outcome = _measure(part, quick=quick)
+    machine = describe_run(bench, outcome.rows)
+    _report(bench, outcome)
+    _save(machine, outcome.rows, json_path, plot)
+    fell = baseline is not None and _fell(outcome.rows, baseline, part, tolerance)
+    if outcome.failures:
+        raise typer.Exit(EXIT_WRONG)
+    if fell:
+        raise typer.Exit(EXIT_FELL)
+
+
+def _measure(part: Part, *, quick: bool) -> tuple[Bench, Outcome]:
+    from infer_accel.bench import parts
+    from infer_accel.bench.harness import Bench
+
+    names = parts.PARTS if part is Part.ALL else (part.value,)
+    bench = Bench(quick=quick, seconds_a_case=1.0 if quick else 4.0)
+    with progress() as say:
+        sources = {name: parts.load_part(name) for name in names}
+        return bench, parts.run_parts(sources, bench, say)
+
+
+def _report(bench: Bench, outcome: Outcome) -> None:
+    from infer_accel.bench.report import print_notes, print_rows
+
+    console = results()
+    print_rows(console, outcome.rows)
+    print_notes(
+        console,
+        limits=bench.limits.measured,
+        absent=bench.rivals.absent,
+        left_out=outcome.left_out,
+        failures=outcome.failures,
+    )
+
+
+def _save(
+    machine: Mapping[str, Json], rows: Sequence[Row], json_path: Path | None, plot: Path | None
+) -> None:
+    from infer_accel.bench.rows import write_document
+
+    try:
+        if json_path is not None:
+            write_document(json_path, machine, rows)
+        if plot is not None:
+            from infer_accel.bench.plot import plot_rows
+
+            plot_rows(plot, rows, _subtitle(machine))
+    except OSError as error:
+        refuse(f"cannot write {error.filename}: {error.strerror}")
+
+
+def _subtitle(machine: Mapping[str, Json]) -> str:
+    """Return the line below the picture's title: what the figures belong to."""
+    simd = machine["simd"]
+    tier = simd["used"] if isinstance(simd, dict) else "?"
+    date = str(machine["date"])[:10]
+    return (
+        f"{machine['cpu']}, {tier}, {machine['cores']} cores · {machine['system']} · {machine['python']} · "
+        f"infer-accel {machine['infer_accel']} · {date} · medians, every row checked against its oracle first"
+    )
+
+
+def _fell(rows: Sequence[Row], baseline: Sequence[Row], part: Part, tolerance: float) -> bool:
+    from infer_accel.bench.compare import compare_rows
+    from infer_accel.bench.report import print_comparison
+
+    if part is not Part.ALL:
+        baseline = [row for row in baseline if row.part == part.value]
+    comparison = compare_rows(rows, baseline)
+    if not comparison.changes:
+        refuse(
+            "no row of the baseline can be compared with this run: record one with the same parts and size"
+        )
+    print_comparison(results(), comparison, tolerance)
+    return bool(comparison.fallen(tolerance))
+
+
+def _share(text: str) -> float:
+    """Read "10%" or "0.1"."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        refuse(f"--fail-over {text}: is no share; write 10% or 0.1")
+    if not 0 <= share < 1:
+        refuse(f"--fail-over {text}: must be at least 0% and below 100%")
+    return share
+
+
+def _require_matplotlib(plot: Path | None) -> None:
+    if plot is not None and find_spec("matplotlib") is None:
+        refuse("--plot needs matplotlib: pip install 'infer-accel[bench]'")

@@ -1,0 +1,73 @@
+"""How the commands speak: results on the standard output, everything else on the standard error."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+__all__ = ["EXIT_FELL", "EXIT_WRONG", "errors", "progress", "refuse", "require_writable", "results"]
+
+EXIT_FELL = 1
+EXIT_WRONG = 2
+
+
+def results() -> Console:
+    """Return the console of results; wide enough for a table where nobody is watching."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def errors() -> Console:
+    """Return the console of progress and complaints."""
+    return Console(stderr=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Yield what shows the current step: a line that changes on a terminal, a line a change of subject in a log."""
+    console = errors()
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield lambda text: status.update(escape(text))
+        return
+    seen: set[str] = set()
+
+    def log(text: str) -> None:
+        subject = text.rpartition(": ")[0]
+        if subject not in seen:
+            seen.add(subject)
+            console.print(Text(subject))
+
+    yield log
+
+
+def refuse(message: str) -> NoReturn:
+    """Say what is wrong with the call and leave with 2."""
+    errors().print(Text.assemble(("error: ", "bold red"), message))
+    raise typer.Exit(EXIT_WRONG)
+
+
+def require_writable(path: Path | None, option: str) -> None:
+    """Refuse before any work is done if `path` cannot become a file."""
+    if path is None:
+        return
+    if path.is_dir():
+        refuse(f"{option} {path}: is a directory; name a file")
+    folder = path.parent
+    if not folder.is_dir():
+        refuse(f"{option} {path}: there is no directory {folder}; make it first")
+    probe = folder / f".{path.name}.writable"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        refuse(f"{option} {path}: cannot write to {folder}: {error.strerror}")
