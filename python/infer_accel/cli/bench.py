@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Check each operation against its oracle, then time it beside the installed rivals.
 
-    Exit codes: 0 measured, 1 a row fell by more than --fail-over, 2 wrong input or a row that failed its oracle.
+    Exit codes: 0 measured, 1 a row fell by more than --fail-over, 2 wrong input or a row that is wrong.
     """
     from infer_accel.bench.machine import describe_run
     from infer_accel.bench.rows import InvalidRecordError, read_rows

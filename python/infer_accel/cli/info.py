@@ -38,7 +38,7 @@ def run(
         bool, typer.Option("--measure/--no-measure", help="Measure the memory bandwidth (about a second).")
     ] = True,
 ) -> None:
-    """Print the CPU, its SIMD tier, threads, memory bandwidth, and the libraries and devices that were found."""
+    """Print the CPU, its SIMD tier, threads, memory bandwidth, libraries and devices found."""
     facts = _facts(ask_torch=ask_torch, measure=measure)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))

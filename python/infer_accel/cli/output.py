@@ -33,7 +33,7 @@ def errors() -> Console:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Yield what shows the current step: a line that changes on a terminal, a line a change of subject in a log."""
+    """Yield what shows the current step: one changing line on a terminal, a line a subject in a log."""
     console = errors()
     if console.is_terminal:
         with console.status("starting") as status:
