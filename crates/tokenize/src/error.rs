@@ -49,6 +49,26 @@ pub enum TokenizeError {
         reason: String,
     },
 
+    /// The regex engine gave up on a text: its limit of steps back was reached.
+    #[error(
+        "the splitting pattern gave up on a text of {length} bytes: {reason}; split the text into smaller parts"
+    )]
+    PatternGaveUp {
+        /// Length of the text in bytes.
+        length: usize,
+        /// What the regex engine said.
+        reason: String,
+    },
+
+    /// More text at once than 32-bit offsets can describe.
+    #[error("a text of {length} bytes is too long for offsets; split it into parts of at most {limit} bytes")]
+    TextTooLong {
+        /// Length of the text in bytes.
+        length: usize,
+        /// The longest text that is allowed, in bytes.
+        limit: usize,
+    },
+
     /// A byte has no token, so that some texts could not be encoded.
     #[error(
         "the vocabulary has no token for the byte 0x{byte:02x}; a byte-level vocabulary needs one for each of the 256 \
@@ -69,7 +89,9 @@ pub enum TokenizeError {
     },
 
     /// An id lies in the vocabulary's range, but in a gap that no token fills.
-    #[error("token id {id} names no token: the vocabulary has a gap there; ask `id_to_token` which ids are in use")]
+    #[error(
+        "token id {id} names no token: the vocabulary has a gap there; ask `id_to_token` which ids are in use"
+    )]
     UnassignedId {
         /// The id without a token.
         id: u32,
@@ -105,6 +127,8 @@ impl TokenizeError {
             Self::UnknownFormat { .. } => "tokenizer_unknown_format",
             Self::Malformed { .. } => "tokenizer_malformed",
             Self::Pattern { .. } => "tokenizer_pattern",
+            Self::PatternGaveUp { .. } => "tokenizer_pattern_gave_up",
+            Self::TextTooLong { .. } => "text_too_long",
             Self::MissingByte { .. } => "tokenizer_missing_byte",
             Self::IdOutOfRange { .. } => "token_id_out_of_range",
             Self::UnassignedId { .. } => "token_id_unassigned",
@@ -115,7 +139,6 @@ impl TokenizeError {
     }
 
     /// A [`TokenizeError::Malformed`] with this reason.
-    #[allow(dead_code)]
     pub(crate) fn malformed(reason: impl Into<String>) -> Self {
         Self::Malformed { reason: reason.into() }
     }
