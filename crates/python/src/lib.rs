@@ -1,1 +1,27 @@
-//! placeholder
+//! The extension module `infer_accel._native`: extract, detach, call the core, map the error. No arithmetic and
+//! no policy lives here.
+
+mod errors;
+mod run;
+mod system;
+mod tensor;
+
+/// The native core of infer-accel. Use the typed modules of ``infer_accel`` instead.
+#[pyo3::pymodule]
+mod _native {
+    use pyo3::exceptions::PyImportError;
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::system::system;
+
+    /// The version of this build.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_init]
+    fn check_settings() -> PyResult<()> {
+        infer_accel_tensor::simd::check_variable()
+            .map_or(Ok(()), |problem| Err(PyImportError::new_err(problem)))
+    }
+}
