@@ -3,12 +3,16 @@
 use infer_accel_tensor::{DType, Layout, MAX_DIMS, TensorError};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::prelude::*;
+use pyo3::types::PyMemoryView;
 
 use super::{Raw, element_strides, unknown_dtype};
 use crate::errors::NativeError;
 
 pub(super) fn raw(object: Borrowed<'_, '_, PyAny>) -> PyResult<Option<(Raw, PyUntypedBuffer)>> {
-    let Ok(buffer) = PyUntypedBuffer::get(&object) else {
+    // Some exporters (ctypes) leave the strides out even when asked; a memoryview fills them in.
+    let buffer = PyUntypedBuffer::get(&object)
+        .or_else(|_| PyMemoryView::from(&object).and_then(|view| PyUntypedBuffer::get(view.as_any())));
+    let Ok(buffer) = buffer else {
         return Ok(None);
     };
     let size = buffer.item_size();

@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
+use infer_accel_tensor::ErrorKind;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -10,6 +11,7 @@ use pyo3::types::{PyCapsule, PyType};
 
 use super::Raw;
 use super::dlpack::{self, DlTensor, MAJOR, Version};
+use crate::errors::NativeError;
 
 type TensorFromObject = unsafe extern "C" fn(*mut c_void, *mut DlTensor) -> c_int;
 
@@ -66,6 +68,15 @@ pub(super) fn raw(object: Borrowed<'_, '_, PyAny>) -> PyResult<Option<Raw>> {
     }
     // SAFETY: just written.
     let mut raw = dlpack::read(unsafe { tensor.assume_init_ref() })?;
+    // The imaginary part of a conjugated tensor lies in memory with the wrong sign, and only this flag says so.
+    if raw.dtype.is_float() && object.call_method0(intern!(py, "is_neg"))?.is_truthy()? {
+        return Err(NativeError::new(
+            ErrorKind::Layout,
+            "layout.negated",
+            "a tensor came whose memory holds its values negated; pass tensor.resolve_neg()",
+        )
+        .into());
+    }
     raw.writable = true;
     Ok(Some(raw))
 }
