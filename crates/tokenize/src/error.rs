@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use infer_accel_tensor::ErrorKind;
+
 /// The result of every fallible call of this crate.
 pub type Result<T> = std::result::Result<T, TokenizeError>;
 
@@ -120,20 +122,29 @@ pub enum TokenizeError {
 }
 
 impl TokenizeError {
+    /// The family that this error belongs to.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::IdOutOfRange { .. } | Self::UnassignedId { .. } => ErrorKind::Id,
+            Self::Interrupted => ErrorKind::Interrupted,
+            _ => ErrorKind::Tokenizer,
+        }
+    }
+
     /// The stable name of this kind of error.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Read { .. } => "tokenizer_read",
-            Self::UnknownFormat { .. } => "tokenizer_unknown_format",
-            Self::Malformed { .. } => "tokenizer_malformed",
-            Self::Pattern { .. } => "tokenizer_pattern",
-            Self::PatternGaveUp { .. } => "tokenizer_pattern_gave_up",
-            Self::TextTooLong { .. } => "text_too_long",
-            Self::MissingByte { .. } => "tokenizer_missing_byte",
-            Self::IdOutOfRange { .. } => "token_id_out_of_range",
-            Self::UnassignedId { .. } => "token_id_unassigned",
-            Self::InvalidUtf8 { .. } => "decoded_invalid_utf8",
-            Self::Pipeline { .. } => "tokenizer_pipeline",
+            Self::Read { .. } => "tokenizer.read",
+            Self::UnknownFormat { .. } => "tokenizer.unknown_format",
+            Self::Malformed { .. } => "tokenizer.malformed",
+            Self::Pattern { .. } => "tokenizer.pattern",
+            Self::PatternGaveUp { .. } => "tokenizer.pattern_gave_up",
+            Self::TextTooLong { .. } => "tokenizer.text_too_long",
+            Self::MissingByte { .. } => "tokenizer.missing_byte",
+            Self::IdOutOfRange { .. } => "id.out_of_range",
+            Self::UnassignedId { .. } => "id.unassigned",
+            Self::InvalidUtf8 { .. } => "tokenizer.invalid_utf8",
+            Self::Pipeline { .. } => "tokenizer.pipeline",
             Self::Interrupted => "interrupted",
         }
     }

@@ -1,7 +1,35 @@
 //! Exact tokenization and token counting for LLM servers.
+//!
+//! A [`Tokenizer`] is read from a Hugging Face `tokenizer.json` or from tiktoken ranks. Byte-level BPE, the family
+//! of GPT-2, cl100k, o200k, Llama 3 and Qwen, runs on a native pipeline; every other `tokenizer.json` runs on the
+//! `tokenizers` crate. Both give the ids of the family's reference, one by one.
+//!
+//! ```no_run
+//! use infer_accel_tokenize::{EncodeOptions, Tokenizer};
+//!
+//! let tokenizer = Tokenizer::from_file("tokenizer.json".as_ref())?;
+//! let ids = tokenizer.encode("Hello, world!", EncodeOptions::default())?;
+//! assert_eq!(tokenizer.count("Hello, world!", EncodeOptions::default())?, ids.len());
+//! # Ok::<(), infer_accel_tokenize::TokenizeError>(())
+//! ```
 
 pub mod bpe;
+mod count;
+mod decode;
+mod encode;
 mod error;
+mod fallback;
+mod frame;
+mod limits;
+mod load;
+mod native;
 pub mod pretokenize;
+mod special;
+mod tokenizer;
+mod vocabulary;
 
+pub use decode::InvalidUtf8;
+pub use encode::TokenBatch;
 pub use error::{Result, TokenizeError};
+pub use load::TiktokenOptions;
+pub use tokenizer::{EncodeOptions, Tokenizer};

@@ -1,0 +1,66 @@
+//! Ids to text.
+
+use crate::error::{Result, TokenizeError};
+use crate::tokenizer::{Pipeline, Tokenizer};
+
+/// What to do with decoded bytes that are not UTF-8, as Python's `bytes.decode` names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InvalidUtf8 {
+    /// Put U+FFFD in their place, one for each longest beginning of a character (what every reference does).
+    #[default]
+    Replace,
+    /// Leave them out.
+    Ignore,
+    /// Fail with [`TokenizeError::InvalidUtf8`].
+    Strict,
+}
+
+impl Tokenizer {
+    /// The text of these ids.
+    ///
+    /// # Errors
+    /// [`TokenizeError::IdOutOfRange`], [`TokenizeError::UnassignedId`], [`TokenizeError::InvalidUtf8`].
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool, invalid: InvalidUtf8) -> Result<String> {
+        let bytes = self.decode_bytes(ids, skip_special_tokens)?;
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(text),
+            Err(error) => match invalid {
+                InvalidUtf8::Replace => Ok(String::from_utf8_lossy(error.as_bytes()).into_owned()),
+                InvalidUtf8::Ignore => {
+                    Ok(error.as_bytes().utf8_chunks().map(|chunk| chunk.valid()).collect())
+                }
+                InvalidUtf8::Strict => {
+                    Err(TokenizeError::InvalidUtf8 { valid_up_to: error.utf8_error().valid_up_to() })
+                }
+            },
+        }
+    }
+
+    /// The bytes of these ids, which need not be UTF-8: a token may end inside a character.
+    ///
+    /// Pipelines of the `tokenizers` crate decode to text only; their bytes are those of that text.
+    ///
+    /// # Errors
+    /// [`TokenizeError::IdOutOfRange`], [`TokenizeError::UnassignedId`].
+    pub fn decode_bytes(&self, ids: &[u32], skip_special_tokens: bool) -> Result<Vec<u8>> {
+        if let Pipeline::Fallback(pipeline) = &self.pipeline {
+            for &id in ids {
+                self.vocabulary.bytes(id)?;
+            }
+            return Ok(pipeline.decode(ids, skip_special_tokens)?.into_bytes());
+        }
+        let mut bytes = Vec::with_capacity(ids.len() * 5); // a token of English has four to five bytes
+        for &id in ids {
+            let token = self.vocabulary.bytes(id)?;
+            if !(skip_special_tokens && self.vocabulary.is_special(id)) {
+                bytes.extend_from_slice(token);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The error for an id that came from outside and is not even a number of the right kind.
+    pub fn no_such_id(&self, id: i64) -> TokenizeError {
+        self.vocabulary.no_such_id(id)
+    }
+}

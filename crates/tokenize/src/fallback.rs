@@ -1,0 +1,228 @@
+//! Every pipeline that is not native, by the `tokenizers` crate.
+//!
+//! Its calls are single-item ones, so that its global thread pool is never used, and a panic in it becomes an
+//! error. The model is shared between four variants of the pipeline, because two of a call's options (whether
+//! special tokens are found in text, whether the file's truncation counts) are switches of the whole tokenizer there.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokenizers::models::{ModelWrapper, TrainerWrapper};
+use tokenizers::{
+    DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+    TruncationDirection, TruncationParams, TruncationStrategy,
+};
+
+use crate::error::{Result, TokenizeError};
+use crate::limits::{Side, Strategy, Truncation};
+use crate::special::AddedToken;
+use crate::vocabulary::{Entry, MAX_ID, Vocabulary};
+
+/// The sections of a `tokenizer.json`.
+pub(crate) struct FallbackParts<'f> {
+    pub(crate) model: &'f str,
+    pub(crate) normalizer: Option<Value>,
+    pub(crate) pre_tokenizer: Option<Value>,
+    pub(crate) post_processor: Option<Value>,
+    pub(crate) decoder: Option<Value>,
+    pub(crate) added_tokens: Vec<AddedToken>,
+    pub(crate) truncation: Option<Truncation>,
+}
+
+type Variant =
+    TokenizerImpl<SharedModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+pub(crate) struct FallbackPipeline {
+    /// Special tokens found in text / left as text.
+    parsing: Variant,
+    plain: Variant,
+    /// The same two with the file's truncation, where it asks for one.
+    truncating: Option<[Variant; 2]>,
+}
+
+impl FallbackPipeline {
+    pub(crate) fn new(parts: FallbackParts<'_>) -> Result<(Self, Vocabulary)> {
+        tokenizers::parallelism::set_parallelism(false);
+        guarded(|| Self::build(parts))?
+    }
+
+    fn build(parts: FallbackParts<'_>) -> Result<(Self, Vocabulary)> {
+        let model: ModelWrapper = serde_json::from_str(parts.model)
+            .map_err(|error| TokenizeError::malformed(format!("tokenizer.json: model: {error}")))?;
+        let mut parsing = Variant::new(SharedModel(Arc::new(model)));
+        let normalizer: Option<NormalizerWrapper> = section("normalizer", parts.normalizer)?;
+        parsing.with_normalizer(normalizer).map_err(malformed)?;
+        let pre_tokenizer: Option<PreTokenizerWrapper> = section("pre_tokenizer", parts.pre_tokenizer)?;
+        let post_processor: Option<PostProcessorWrapper> = section("post_processor", parts.post_processor)?;
+        let decoder: Option<DecoderWrapper> = section("decoder", parts.decoder)?;
+        parsing.with_pre_tokenizer(pre_tokenizer).with_post_processor(post_processor).with_decoder(decoder);
+        let added = parts.added_tokens;
+        parsing.add_tokens(added.iter().map(declared)).map_err(malformed)?;
+        let vocabulary = vocabulary(&parsing)?;
+        let plain = without_parsing(&parsing);
+        let truncating = match &parts.truncation {
+            None => None,
+            Some(truncation) => {
+                let mut truncating = parsing.clone();
+                truncating.with_truncation(Some(parameters(truncation))).map_err(malformed)?;
+                let plain = without_parsing(&truncating);
+                Some([truncating, plain])
+            }
+        };
+        Ok((Self { parsing, plain, truncating }, vocabulary))
+    }
+
+    fn variant(&self, parse_special: bool, truncate: bool) -> &Variant {
+        match &self.truncating {
+            Some([parsing, plain]) if truncate => {
+                if parse_special {
+                    parsing
+                } else {
+                    plain
+                }
+            }
+            _ => {
+                if parse_special {
+                    &self.parsing
+                } else {
+                    &self.plain
+                }
+            }
+        }
+    }
+
+    /// Appends the ids of a text, frame and truncation included, padding not.
+    pub(crate) fn encode_into(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        parse_special: bool,
+        truncate: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        let variant = self.variant(parse_special, truncate);
+        let encoding = guarded(|| variant.encode_fast(text, add_special_tokens))?.map_err(failed)?;
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
+    /// The text of these ids.
+    pub(crate) fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        guarded(|| self.parsing.decode(ids, skip_special_tokens))?.map_err(failed)
+    }
+
+    /// The id of a token.
+    pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.parsing.token_to_id(token)
+    }
+}
+
+/// Runs what may panic. Nothing that it touches is left half-changed: the variants are immutable, and the caches of
+/// the crate are per thread and are only ever added to.
+fn guarded<T>(call: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        TokenizeError::Pipeline { reason: format!("it panicked: {}", message.unwrap_or_default()) }
+    })
+}
+
+#[allow(clippy::needless_pass_by_value)] // as map_err wants it
+fn failed(error: tokenizers::Error) -> TokenizeError {
+    TokenizeError::Pipeline { reason: error.to_string() }
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn malformed(error: tokenizers::Error) -> TokenizeError {
+    TokenizeError::malformed(format!("tokenizer.json: {error}"))
+}
+
+fn section<T: serde::de::DeserializeOwned>(name: &str, value: Option<Value>) -> Result<Option<T>> {
+    let invalid = |error| TokenizeError::malformed(format!("tokenizer.json: {name}: {error}"));
+    value.map(serde_json::from_value).transpose().map_err(invalid)
+}
+
+fn declared(token: &AddedToken) -> tokenizers::AddedToken {
+    tokenizers::AddedToken::from(token.content.clone(), token.special)
+        .single_word(token.single_word)
+        .lstrip(token.lstrip)
+        .rstrip(token.rstrip)
+        .normalized(token.normalized)
+}
+
+fn parameters(truncation: &Truncation) -> TruncationParams {
+    TruncationParams {
+        direction: match truncation.direction {
+            Side::Left => TruncationDirection::Left,
+            Side::Right => TruncationDirection::Right,
+        },
+        max_length: truncation.max_length,
+        strategy: match truncation.strategy {
+            Strategy::LongestFirst => TruncationStrategy::LongestFirst,
+            Strategy::OnlyFirst => TruncationStrategy::OnlyFirst,
+            Strategy::OnlySecond => TruncationStrategy::OnlySecond,
+        },
+        stride: truncation.stride,
+    }
+}
+
+fn without_parsing(variant: &Variant) -> Variant {
+    let mut plain = variant.clone();
+    plain.set_encode_special_tokens(true);
+    plain
+}
+
+fn vocabulary(variant: &Variant) -> Result<Vocabulary> {
+    let added = variant.get_added_tokens_decoder();
+    let greatest = variant.get_vocab(true).values().copied().max();
+    let size = variant.get_vocab_size(true) as u32;
+    let last = greatest.unwrap_or(0).max(size.saturating_sub(1));
+    if last > MAX_ID {
+        return Err(TokenizeError::IdOutOfRange { id: i64::from(last), limit: MAX_ID });
+    }
+    let entries = (0..=last).filter_map(|id| {
+        let bytes = variant.id_to_token(id)?.into_bytes();
+        let special = added.get(&id).is_some_and(|token| token.special);
+        Some(Entry { id, bytes, printable: false, special })
+    });
+    Vocabulary::new(entries.collect())
+}
+
+/// A model that the variants share.
+#[derive(Clone)]
+struct SharedModel(Arc<ModelWrapper>);
+
+impl Model for SharedModel {
+    type Trainer = TrainerWrapper;
+
+    fn tokenize(&self, sequence: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
+        self.0.tokenize(sequence)
+    }
+
+    fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.0.token_to_id(token)
+    }
+
+    fn id_to_token(&self, id: u32) -> Option<String> {
+        self.0.id_to_token(id)
+    }
+
+    fn get_vocab(&self) -> HashMap<String, u32> {
+        self.0.get_vocab()
+    }
+
+    fn get_vocab_size(&self) -> usize {
+        self.0.get_vocab_size()
+    }
+
+    fn save(&self, folder: &Path, prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
+        self.0.save(folder, prefix)
+    }
+
+    fn get_trainer(&self) -> TrainerWrapper {
+        self.0.get_trainer()
+    }
+}

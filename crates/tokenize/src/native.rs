@@ -1,0 +1,182 @@
+//! The pipeline of byte-level BPE: added tokens, normalization, the split, the merges, the frame.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+
+use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+
+use crate::bpe::BytePairEncoder;
+use crate::error::Result;
+use crate::frame::Frame;
+use crate::special::{AddedToken, Matcher, Part};
+
+/// What is done to a text before it is split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Normalization {
+    None,
+    /// Unicode's canonical composition, by the same tables (Unicode 9) as the reference.
+    Nfc,
+}
+
+impl Normalization {
+    pub(crate) fn apply(self, text: &str) -> Cow<'_, str> {
+        match self {
+            Self::None => Cow::Borrowed(text),
+            // Below U+0300 nothing composes or decomposes; its first byte in UTF-8 is 0xCC.
+            Self::Nfc if text.bytes().all(|byte| byte < 0xcc) => Cow::Borrowed(text),
+            Self::Nfc if is_nfc_quick(text.chars()) == IsNormalized::Yes => Cow::Borrowed(text),
+            Self::Nfc => Cow::Owned(text.nfc().map(|(character, _)| character).collect()),
+        }
+    }
+}
+
+/// A part of a text as the encoder gets it.
+pub(crate) enum Piece<'p> {
+    /// Text to split and merge, after normalization.
+    Text(&'p str),
+    /// An added token.
+    Token(u32),
+}
+
+pub(crate) struct NativePipeline {
+    encoder: BytePairEncoder,
+    /// Tokens looked for in the text as it came.
+    exact: Matcher,
+    /// Tokens looked for after normalization.
+    normalized: Matcher,
+    normalization: Normalization,
+    prefix_space: bool,
+    pub(crate) frame: Frame,
+}
+
+impl NativePipeline {
+    pub(crate) fn new(encoder: BytePairEncoder, added: Vec<AddedToken>, frame: Frame) -> Result<Self> {
+        let (normalized, exact) = added.into_iter().partition(|token| token.normalized);
+        Ok(Self {
+            encoder,
+            exact: Matcher::new(exact)?,
+            normalized: Matcher::new(normalized)?,
+            normalization: Normalization::None,
+            prefix_space: false,
+            frame,
+        })
+    }
+
+    pub(crate) fn with_normalization(mut self, normalization: Normalization) -> Self {
+        self.normalization = normalization;
+        self
+    }
+
+    pub(crate) fn with_prefix_space(mut self, prefix_space: bool) -> Self {
+        self.prefix_space = prefix_space;
+        self
+    }
+
+    /// Whether the encoder gets the text as it came, whatever it holds.
+    fn is_direct(&self, parse_special: bool) -> bool {
+        self.normalization == Normalization::None
+            && !self.prefix_space
+            && self.exact.is_idle(parse_special)
+            && self.normalized.is_idle(parse_special)
+    }
+
+    /// Calls `visit` with the pieces of the text in order, until it answers `false` or fails.
+    fn for_each_piece(
+        &self,
+        text: &str,
+        parse_special: bool,
+        mut visit: impl FnMut(Piece<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        let mut step = |piece: Piece<'_>| match visit(piece) {
+            Ok(true) => ControlFlow::Continue(()),
+            Ok(false) => ControlFlow::Break(()),
+            Err(error) => {
+                outcome = Err(error);
+                ControlFlow::Break(())
+            }
+        };
+        let _ = self.exact.split(text, parse_special, |part| match part {
+            Part::Token(id) => step(Piece::Token(id)),
+            Part::Text(text) => {
+                let text = self.normalization.apply(text);
+                self.normalized.split(&text, parse_special, |part| match part {
+                    Part::Token(id) => step(Piece::Token(id)),
+                    Part::Text("") => ControlFlow::Continue(()),
+                    Part::Text(text) if self.prefix_space && !text.starts_with(' ') => {
+                        step(Piece::Text(&format!(" {text}")))
+                    }
+                    Part::Text(text) => step(Piece::Text(text)),
+                })
+            }
+        });
+        outcome
+    }
+
+    /// Appends the ids of the text itself, without the frame.
+    ///
+    /// # Errors
+    /// [`crate::TokenizeError::PatternGaveUp`], for patterns without a scanner of their own.
+    pub(crate) fn encode_into(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
+        if self.is_direct(parse_special) {
+            return self.encoder.encode_into(text, ids);
+        }
+        self.for_each_piece(text, parse_special, |piece| {
+            match piece {
+                Piece::Text(text) => self.encoder.encode_into(text, ids)?,
+                Piece::Token(id) => ids.push(id),
+            }
+            Ok(true)
+        })
+    }
+
+    /// The number of ids of the text itself. Once more than `limit` are certain, some number above it.
+    ///
+    /// # Errors
+    /// As for [`Self::encode_into`].
+    pub(crate) fn count(&self, text: &str, parse_special: bool, limit: usize) -> Result<usize> {
+        if self.is_direct(parse_special) {
+            return self.encoder.count(text, limit);
+        }
+        let mut count = 0;
+        self.for_each_piece(text, parse_special, |piece| {
+            count += match piece {
+                Piece::Text(text) => self.encoder.count(text, limit - count)?,
+                Piece::Token(_) => 1,
+            };
+            Ok(count <= limit)
+        })?;
+        Ok(count)
+    }
+
+    /// Where in the text its first `limit` ids end, in bytes; `None` where ids do not end at places of the text as
+    /// it came (it was normalized, or a space was put before it, or an added token took space along).
+    pub(crate) fn end_of(&self, text: &str, limit: usize) -> Option<usize> {
+        if !self.is_direct(false) {
+            return None;
+        }
+        let mut ends = Vec::new();
+        self.encoder.encode_with_ends(text, &mut ends).ok()?;
+        match limit.checked_sub(1) {
+            None => Some(0),
+            Some(last) => Some(ends.get(last).map_or(text.len(), |&(_, end)| end as usize)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn composition_leaves_composed_text_alone() {
+        for text in ["", "plain", "h\u{e9}llo", "漢字 かな", "\u{1e0b}\u{323}"] {
+            let composed: String = text.nfc().map(|(character, _)| character).collect();
+            let applied = Normalization::Nfc.apply(text);
+            assert_eq!(applied, composed, "{text:?}");
+            assert_eq!(matches!(applied, Cow::Borrowed(_)), text == composed, "{text:?}");
+        }
+        assert_eq!(Normalization::Nfc.apply("e\u{301}"), "\u{e9}");
+        assert_eq!(Normalization::None.apply("e\u{301}"), "e\u{301}");
+    }
+}

@@ -1,0 +1,199 @@
+//! The table from ids to tokens, and back.
+
+use std::sync::OnceLock;
+
+use crate::error::{Result, TokenizeError};
+use crate::load::byte_level;
+
+/// The greatest id that is served. The table has a row for each id below the greatest, so that a small file with a
+/// huge id must not ask for gigabytes; the largest vocabularies in use have about 2^18 tokens.
+pub(crate) const MAX_ID: u32 = (1 << 24) - 1;
+
+const ASSIGNED: u8 = 1;
+const PRINTABLE: u8 = 2;
+const SPECIAL: u8 = 4;
+
+/// One token of a vocabulary that is being built.
+pub(crate) struct Entry {
+    pub(crate) id: u32,
+    /// What the token decodes to.
+    pub(crate) bytes: Vec<u8>,
+    /// Whether the token is written in the byte-level alphabet; if not, its bytes are its written form.
+    pub(crate) printable: bool,
+    pub(crate) special: bool,
+}
+
+/// All tokens by id. Ids may leave gaps.
+pub(crate) struct Vocabulary {
+    bytes: Vec<u8>,
+    /// Where each token ends in `bytes`; it begins where the one before it ends.
+    ends: Vec<u32>,
+    flags: Vec<u8>,
+    /// Ids in the order of their written forms, made when a token is first looked up.
+    by_form: OnceLock<Vec<u32>>,
+    longest: usize,
+}
+
+impl Vocabulary {
+    /// Builds the table; an id may be given once only.
+    pub(crate) fn new(mut entries: Vec<Entry>) -> Result<Self> {
+        entries.sort_unstable_by_key(|entry| entry.id);
+        let last = entries.last().map(|entry| entry.id);
+        let size = last.map_or(0, |id| id as usize + 1);
+        if let Some(id) = last.filter(|&id| id > MAX_ID) {
+            return Err(TokenizeError::IdOutOfRange { id: i64::from(id), limit: MAX_ID });
+        }
+        let total: usize = entries.iter().map(|entry| entry.bytes.len()).sum();
+        if u32::try_from(total).is_err() {
+            return Err(TokenizeError::malformed(format!(
+                "the tokens hold {total} bytes; at most 4 GiB are served"
+            )));
+        }
+        let mut table = Self {
+            bytes: Vec::with_capacity(total),
+            ends: Vec::with_capacity(size),
+            flags: Vec::with_capacity(size),
+            by_form: OnceLock::new(),
+            longest: entries.iter().map(|entry| entry.bytes.len()).max().unwrap_or(0),
+        };
+        for entry in entries {
+            table.push(&entry)?;
+        }
+        Ok(table)
+    }
+
+    fn push(&mut self, entry: &Entry) -> Result<()> {
+        let end = self.bytes.len() as u32;
+        if (entry.id as usize) < self.ends.len() {
+            return Err(TokenizeError::malformed(format!(
+                "the id {} is given to two tokens, {:?} and {:?}; each id may be used once",
+                entry.id,
+                self.form(entry.id).unwrap_or_default(),
+                String::from_utf8_lossy(&entry.bytes),
+            )));
+        }
+        self.ends.resize(entry.id as usize, end);
+        self.flags.resize(entry.id as usize, 0);
+        self.bytes.extend_from_slice(&entry.bytes);
+        self.ends.push(self.bytes.len() as u32);
+        let printable = if entry.printable { PRINTABLE } else { 0 };
+        let special = if entry.special { SPECIAL } else { 0 };
+        self.flags.push(ASSIGNED | printable | special);
+        Ok(())
+    }
+
+    /// One more than the greatest id.
+    pub(crate) fn size(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The length in bytes of the longest token.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    fn flags(&self, id: u32) -> u8 {
+        self.flags.get(id as usize).copied().unwrap_or(0)
+    }
+
+    /// What the token decodes to, or why there is none.
+    pub(crate) fn bytes(&self, id: u32) -> Result<&[u8]> {
+        if self.flags(id) & ASSIGNED == 0 {
+            return Err(self.no_such_id(i64::from(id)));
+        }
+        Ok(self.slice(id))
+    }
+
+    fn slice(&self, id: u32) -> &[u8] {
+        let index = id as usize;
+        let start = if index == 0 { 0 } else { self.ends.get(index - 1).copied().unwrap_or(0) };
+        let end = self.ends.get(index).copied().unwrap_or(start);
+        self.bytes.get(start as usize..end as usize).unwrap_or_default()
+    }
+
+    /// The error for an id that no token has.
+    pub(crate) fn no_such_id(&self, id: i64) -> TokenizeError {
+        let limit = self.size().saturating_sub(1) as u32;
+        match u32::try_from(id) {
+            Ok(id) if (id as usize) < self.size() => TokenizeError::UnassignedId { id },
+            _ => TokenizeError::IdOutOfRange { id, limit },
+        }
+    }
+
+    /// Whether the token is special, that is, left out of decoded text on request.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.flags(id) & SPECIAL != 0
+    }
+
+    /// The token as vocabularies write it: in the byte-level alphabet where it is a byte-level token.
+    pub(crate) fn form(&self, id: u32) -> Option<String> {
+        let flags = self.flags(id);
+        if flags & ASSIGNED == 0 {
+            return None;
+        }
+        let bytes = self.slice(id);
+        Some(match flags & PRINTABLE {
+            0 => String::from_utf8_lossy(bytes).into_owned(),
+            _ => byte_level::to_printable(bytes),
+        })
+    }
+
+    /// The id of the token written so.
+    pub(crate) fn id(&self, form: &str) -> Option<u32> {
+        let order = self.by_form.get_or_init(|| {
+            let mut ids: Vec<u32> =
+                (0..self.size() as u32).filter(|&id| self.flags(id) & ASSIGNED != 0).collect();
+            ids.sort_by(|&a, &b| self.key(a).cmp(&self.key(b)));
+            ids
+        });
+        let (flag, bytes) = match byte_level::to_bytes(form) {
+            Some(bytes) => (PRINTABLE, bytes),
+            None => (0, form.as_bytes().to_vec()),
+        };
+        let at = order.partition_point(|&id| self.key(id) < (flag, bytes.as_slice()));
+        order.get(at).copied().filter(|&id| self.key(id) == (flag, bytes.as_slice()))
+    }
+
+    fn key(&self, id: u32) -> (u8, &[u8]) {
+        (self.flags(id) & PRINTABLE, self.slice(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: u32, bytes: &[u8], printable: bool, special: bool) -> Entry {
+        Entry { id, bytes: bytes.to_vec(), printable, special }
+    }
+
+    #[test]
+    fn gaps_and_order_are_kept() {
+        let table = Vocabulary::new(vec![
+            entry(5, b"<|end of text|>", false, true),
+            entry(0, b" a", true, false),
+            entry(2, b"", true, false),
+        ])
+        .unwrap();
+        assert_eq!(table.size(), 6);
+        assert_eq!(table.bytes(0).unwrap(), b" a");
+        assert_eq!(table.bytes(2).unwrap(), b"");
+        assert_eq!(table.bytes(5).unwrap(), b"<|end of text|>");
+        assert!(matches!(table.bytes(1), Err(TokenizeError::UnassignedId { id: 1 })));
+        assert!(matches!(table.bytes(6), Err(TokenizeError::IdOutOfRange { id: 6, limit: 5 })));
+        assert_eq!(table.form(0).as_deref(), Some("Ġa"));
+        assert_eq!(table.form(1), None);
+        assert_eq!((table.id("Ġa"), table.id("<|end of text|>"), table.id(" a")), (Some(0), Some(5), None));
+        assert!(table.is_special(5) && !table.is_special(0) && !table.is_special(99));
+    }
+
+    #[test]
+    fn an_id_given_twice_is_refused() {
+        let twice = vec![entry(1, b"a", true, false), entry(1, b"b", true, false)];
+        assert!(matches!(Vocabulary::new(twice), Err(TokenizeError::Malformed { .. })));
+        assert!(matches!(
+            Vocabulary::new(vec![entry(MAX_ID + 1, b"a", true, false)]),
+            Err(TokenizeError::IdOutOfRange { .. })
+        ));
+    }
+}
