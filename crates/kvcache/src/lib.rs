@@ -1,1 +1,13 @@
-//! placeholder
+//! Paged KV-cache blocks: naming them by hash, lending them out, and moving their pages.
+//!
+//! - [`hash`] names a full block of tokens by the hash of its prefix, byte for byte as vLLM does.
+//! - [`pool`] lends the blocks of a cache to requests, counts references, keeps a prefix index and evicts.
+//!
+//! The crate knows nothing of Python. `docs/design/kvcache.md` explains the structures.
+
+mod error;
+pub mod hash;
+mod kernels;
+pub mod pool;
+
+pub use error::KvCacheError;

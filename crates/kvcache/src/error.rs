@@ -1,0 +1,202 @@
+//! What can be wrong with a call to this crate.
+
+use infer_accel_tensor::ErrorKind;
+use thiserror::Error;
+
+/// What can be wrong with hashing, with the block pool or with a page copy.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvCacheError {
+    /// A block of no tokens.
+    #[error("block_size={got} came; a block holds 1 token or more")]
+    BlockSize {
+        /// The size that came.
+        got: usize,
+    },
+    /// A hash algorithm that does not exist.
+    #[error("algorithm={name:?} came; allowed are 'sha256_cbor' and 'sha256'")]
+    UnknownAlgorithm {
+        /// The name that came.
+        name: String,
+    },
+    /// A token id outside 32 bits.
+    #[error("token id {value} came at position {position}; ids go from 0 to 4294967295: cut padding off first")]
+    TokenId {
+        /// Where it stands among the tokens.
+        position: usize,
+        /// The id that came.
+        value: i64,
+    },
+    /// A parent that is no digest of the algorithm.
+    #[error("a parent of {got} bytes came; {algorithm} makes hashes of {expected}: pass one of those, or None")]
+    ParentLength {
+        /// The algorithm's name.
+        algorithm: &'static str,
+        /// Bytes that came.
+        got: usize,
+        /// Bytes of a digest.
+        expected: usize,
+    },
+    /// Extra keys that do not stand one to a block.
+    #[error("{got} extra_keys came for {expected} full blocks; pass one tuple or None for each")]
+    ExtraKeysCount {
+        /// Entries that came.
+        got: usize,
+        /// Full blocks.
+        expected: usize,
+    },
+    /// Extra keys for an algorithm whose serialisation only Python knows.
+    #[error("extra_keys came for {algorithm}, whose pickle depends on Python's own objects; use sha256_cbor")]
+    ExtraKeysPickle {
+        /// The algorithm's name.
+        algorithm: &'static str,
+    },
+    /// Tuples nested too deeply.
+    #[error("extra_keys are nested more than {max} tuples deep; flatten them")]
+    ExtraKeyDepth {
+        /// Deepest nesting allowed.
+        max: usize,
+    },
+    /// An integer that does not fit a CBOR head.
+    #[error("an integer beyond 64 bits came in extra_keys; allowed are -2**64 to 2**64-1: pass it as bytes or text")]
+    ExtraKeyInteger,
+    /// A seed that is longer than a value of `PYTHONHASHSEED` can be.
+    #[error("a PYTHONHASHSEED of {got} bytes came; at most {max} are allowed")]
+    SeedLength {
+        /// Bytes that came.
+        got: usize,
+        /// Bytes that are allowed.
+        max: usize,
+    },
+    /// Hashes whose bytes do not fit their number.
+    #[error("hashes of {got} bytes came where {expected} are needed")]
+    HashBytes {
+        /// Bytes that came.
+        got: usize,
+        /// Bytes that are needed.
+        expected: usize,
+    },
+    /// A pool without room for a block, or with more than an id can name.
+    #[error("num_blocks={got} came; a pool has 2 blocks or more (one is the null block) and at most {max}")]
+    NumBlocks {
+        /// Blocks that came.
+        got: usize,
+        /// Most blocks.
+        max: usize,
+    },
+    /// More blocks asked for than are free.
+    #[error("{needed} blocks are needed and {free} are free; free some, or admit fewer requests")]
+    OutOfBlocks {
+        /// Blocks that were asked for.
+        needed: usize,
+        /// Blocks that are free or can be evicted.
+        free: usize,
+    },
+    /// An id that the pool does not have.
+    #[error("handle {handle} at position {position} names block {id}; this pool has blocks 0 to {last}")]
+    BlockId {
+        /// Where it stands among the handles.
+        position: usize,
+        /// The handle that came.
+        handle: i64,
+        /// The id inside.
+        id: i64,
+        /// The pool's last block.
+        last: u32,
+    },
+    /// A handle whose block was freed since.
+    #[error(
+        "handle {handle} at position {position} is stale: block {id} was freed since it was handed out \
+         (its generation is {generation} now); a handle can be freed as often as it was allocated or retained"
+    )]
+    StaleBlock {
+        /// Where it stands among the handles.
+        position: usize,
+        /// The handle that came.
+        handle: i64,
+        /// The block's id.
+        id: u32,
+        /// The block's generation.
+        generation: u32,
+    },
+    /// A block with more references than can be counted.
+    #[error("block {id} at position {position} has {count} references already, the most there can be")]
+    ReferenceCount {
+        /// Where it stands among the handles or hashes.
+        position: usize,
+        /// The block's id.
+        id: u32,
+        /// Its references.
+        count: u32,
+    },
+    /// The null block where a block with content is needed.
+    #[error("handle {handle} at position {position} is the null block, which holds no tokens and is never cached")]
+    NullBlock {
+        /// Where it stands among the handles.
+        position: usize,
+        /// The handle that came.
+        handle: i64,
+    },
+    /// A block that is cached under another hash.
+    #[error("block {id} at position {position} is cached under another hash; a full block never changes its content")]
+    HashConflict {
+        /// Where it stands among the handles.
+        position: usize,
+        /// The block's id.
+        id: u32,
+    },
+    /// Handles and hashes that differ in number.
+    #[error("{hashes} hashes came for {handles} handles; pass one for each")]
+    HashCount {
+        /// Handles that came.
+        handles: usize,
+        /// Hashes that came.
+        hashes: usize,
+    },
+}
+
+impl KvCacheError {
+    /// The class of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TokenId { .. } | Self::BlockId { .. } | Self::NullBlock { .. } => ErrorKind::Id,
+            Self::ParentLength { .. } | Self::HashBytes { .. } => ErrorKind::Shape,
+            Self::ExtraKeysCount { .. } | Self::HashCount { .. } => ErrorKind::Shape,
+            Self::OutOfBlocks { .. } => ErrorKind::OutOfBlocks,
+            Self::StaleBlock { .. } => ErrorKind::StaleBlock,
+            Self::BlockSize { .. }
+            | Self::UnknownAlgorithm { .. }
+            | Self::ExtraKeysPickle { .. }
+            | Self::ExtraKeyDepth { .. }
+            | Self::ExtraKeyInteger
+            | Self::SeedLength { .. }
+            | Self::NumBlocks { .. }
+            | Self::ReferenceCount { .. }
+            | Self::HashConflict { .. } => ErrorKind::Argument,
+        }
+    }
+
+    /// A name for this case that stays the same between releases.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BlockSize { .. } => "argument.block_size",
+            Self::UnknownAlgorithm { .. } => "argument.algorithm",
+            Self::TokenId { .. } => "id.token",
+            Self::ParentLength { .. } => "shape.parent",
+            Self::ExtraKeysCount { .. } => "shape.extra_keys",
+            Self::ExtraKeysPickle { .. } => "argument.extra_keys_pickle",
+            Self::ExtraKeyDepth { .. } => "argument.extra_keys_depth",
+            Self::ExtraKeyInteger => "argument.extra_keys_integer",
+            Self::SeedLength { .. } => "argument.hash_seed",
+            Self::HashBytes { .. } => "shape.hash_bytes",
+            Self::NumBlocks { .. } => "argument.num_blocks",
+            Self::OutOfBlocks { .. } => "blocks.out",
+            Self::BlockId { .. } => "id.block",
+            Self::StaleBlock { .. } => "blocks.stale",
+            Self::ReferenceCount { .. } => "argument.references",
+            Self::NullBlock { .. } => "id.null_block",
+            Self::HashConflict { .. } => "argument.hash_conflict",
+            Self::HashCount { .. } => "shape.hash_count",
+        }
+    }
+}
