@@ -20,7 +20,9 @@ pub enum KvCacheError {
         name: String,
     },
     /// A token id outside 32 bits.
-    #[error("token id {value} came at position {position}; ids go from 0 to 4294967295: cut padding off first")]
+    #[error(
+        "token id {value} came at position {position}; ids go from 0 to 4294967295: cut padding off first"
+    )]
     TokenId {
         /// Where it stands among the tokens.
         position: usize,
@@ -28,7 +30,9 @@ pub enum KvCacheError {
         value: i64,
     },
     /// A parent that is no digest of the algorithm.
-    #[error("a parent of {got} bytes came; {algorithm} makes hashes of {expected}: pass one of those, or None")]
+    #[error(
+        "a parent of {got} bytes came; {algorithm} makes hashes of {expected}: pass one of those, or None"
+    )]
     ParentLength {
         /// The algorithm's name.
         algorithm: &'static str,
@@ -58,7 +62,9 @@ pub enum KvCacheError {
         max: usize,
     },
     /// An integer that does not fit a CBOR head.
-    #[error("an integer beyond 64 bits came in extra_keys; allowed are -2**64 to 2**64-1: pass it as bytes or text")]
+    #[error(
+        "an integer beyond 64 bits came in extra_keys; allowed are -2**64 to 2**64-1: pass it as bytes or text"
+    )]
     ExtraKeyInteger,
     /// A seed that is longer than a value of `PYTHONHASHSEED` can be.
     #[error("a PYTHONHASHSEED of {got} bytes came; at most {max} are allowed")]
@@ -84,6 +90,18 @@ pub enum KvCacheError {
         /// Most blocks.
         max: usize,
     },
+    /// A pool whose books do not fit into memory.
+    #[error("there is no memory for the books of {num_blocks} blocks (about 68 bytes each); ask for fewer")]
+    PoolMemory {
+        /// Blocks that came.
+        num_blocks: usize,
+    },
+    /// Books that contradict each other.
+    #[error("the pool's books are wrong: {what}; this is a defect of infer-accel, please report it")]
+    Invariant {
+        /// What was found.
+        what: String,
+    },
     /// More blocks asked for than are free.
     #[error("{needed} blocks are needed and {free} are free; free some, or admit fewer requests")]
     OutOfBlocks {
@@ -100,14 +118,14 @@ pub enum KvCacheError {
         /// The handle that came.
         handle: i64,
         /// The id inside.
-        id: i64,
+        id: u32,
         /// The pool's last block.
         last: u32,
     },
     /// A handle whose block was freed since.
     #[error(
-        "handle {handle} at position {position} is stale: block {id} was freed since it was handed out \
-         (its generation is {generation} now); a handle can be freed as often as it was allocated or retained"
+        "handle {handle} at position {position} is stale: block {id} is not lent out under it \
+         (the block's generation is {generation}); free a handle only as often as it was allocated or retained"
     )]
     StaleBlock {
         /// Where it stands among the handles.
@@ -130,7 +148,9 @@ pub enum KvCacheError {
         count: u32,
     },
     /// The null block where a block with content is needed.
-    #[error("handle {handle} at position {position} is the null block, which holds no tokens and is never cached")]
+    #[error(
+        "handle {handle} at position {position} is the null block, which holds no tokens and is never cached"
+    )]
     NullBlock {
         /// Where it stands among the handles.
         position: usize,
@@ -138,7 +158,9 @@ pub enum KvCacheError {
         handle: i64,
     },
     /// A block that is cached under another hash.
-    #[error("block {id} at position {position} is cached under another hash; a full block never changes its content")]
+    #[error(
+        "block {id} at position {position} is cached under another hash; a full block never changes its content"
+    )]
     HashConflict {
         /// Where it stands among the handles.
         position: usize,
@@ -164,6 +186,7 @@ impl KvCacheError {
             Self::ExtraKeysCount { .. } | Self::HashCount { .. } => ErrorKind::Shape,
             Self::OutOfBlocks { .. } => ErrorKind::OutOfBlocks,
             Self::StaleBlock { .. } => ErrorKind::StaleBlock,
+            Self::Invariant { .. } => ErrorKind::Internal,
             Self::BlockSize { .. }
             | Self::UnknownAlgorithm { .. }
             | Self::ExtraKeysPickle { .. }
@@ -171,6 +194,7 @@ impl KvCacheError {
             | Self::ExtraKeyInteger
             | Self::SeedLength { .. }
             | Self::NumBlocks { .. }
+            | Self::PoolMemory { .. }
             | Self::ReferenceCount { .. }
             | Self::HashConflict { .. } => ErrorKind::Argument,
         }
@@ -190,6 +214,8 @@ impl KvCacheError {
             Self::SeedLength { .. } => "argument.hash_seed",
             Self::HashBytes { .. } => "shape.hash_bytes",
             Self::NumBlocks { .. } => "argument.num_blocks",
+            Self::PoolMemory { .. } => "argument.pool_memory",
+            Self::Invariant { .. } => "internal.invariant",
             Self::OutOfBlocks { .. } => "blocks.out",
             Self::BlockId { .. } => "id.block",
             Self::StaleBlock { .. } => "blocks.stale",

@@ -46,7 +46,8 @@ impl BlockEncoder {
             }
         }
         let tokens_at = buffer.len();
-        let longest_keys = request.extra_keys.iter().flatten().map(|keys| keys.as_cbor().len()).max().unwrap_or(0);
+        let longest_keys =
+            request.extra_keys.iter().flatten().map(|keys| keys.as_cbor().len()).max().unwrap_or(0);
         let body = tokens_at + token_bytes * request.block_size + longest_keys + MAX_FRAMING_BYTES;
         let frames = algorithm.is_pickle() && body >= pickle::FRAME_TARGET_BYTES;
         let heads = if frames { body / pickle::FRAME_TARGET_BYTES * pickle::FRAME_HEAD_BYTES } else { 0 };
@@ -56,7 +57,13 @@ impl BlockEncoder {
 
     /// Writes the digest of `(parent, tokens, extra_keys)`.
     #[inline]
-    pub(super) fn hash(&mut self, parent: &[u8], tokens: &[u32], extra_keys: Option<&ExtraKeys>, digest: &mut [u8]) {
+    pub(super) fn hash(
+        &mut self,
+        parent: &[u8],
+        tokens: &[u32],
+        extra_keys: Option<&ExtraKeys>,
+        digest: &mut [u8],
+    ) {
         self.buffer[self.parent_at..self.parent_at + parent.len()].copy_from_slice(parent);
         let length = match self.algorithm {
             Algorithm::Sha256Cbor => self.finish_cbor(tokens, extra_keys),

@@ -20,7 +20,8 @@ fn compress(state: &mut [u32; 8], block: &[u8; BLOCK_BYTES]) {
         let (early, late) = (schedule[t - 15], schedule[t - 2]);
         let sigma0 = early.rotate_right(7) ^ early.rotate_right(18) ^ (early >> 3);
         let sigma1 = late.rotate_right(17) ^ late.rotate_right(19) ^ (late >> 10);
-        schedule[t] = sigma1.wrapping_add(schedule[t - 7]).wrapping_add(sigma0).wrapping_add(schedule[t - 16]);
+        schedule[t] =
+            sigma1.wrapping_add(schedule[t - 7]).wrapping_add(sigma0).wrapping_add(schedule[t - 16]);
     }
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *state;
     for (word, constant) in schedule.into_iter().zip(ROUND_CONSTANTS) {
