@@ -1,6 +1,7 @@
 //! What can be wrong with a call to this crate.
 
-use infer_accel_tensor::ErrorKind;
+use infer_accel_tensor::threads::Interrupted;
+use infer_accel_tensor::{DType, ErrorKind, TensorError};
 use thiserror::Error;
 
 /// What can be wrong with hashing, with the block pool or with a page copy.
@@ -175,15 +176,122 @@ pub enum KvCacheError {
         /// Hashes that came.
         hashes: usize,
     },
+    /// Source and target lists that differ in length.
+    #[error("{sources} source layers came for {targets} target layers; pass one for each")]
+    LayerCount {
+        /// Sources that came.
+        sources: usize,
+        /// Targets that came.
+        targets: usize,
+    },
+    /// An axis that a layer does not have.
+    #[error("axis={axis} came, and layer {layer} has {ndim} dimensions; pass an axis from 0 to {}", ndim.saturating_sub(1))]
+    PageAxis {
+        /// Position of the layer.
+        layer: usize,
+        /// The axis that came.
+        axis: usize,
+        /// Dimensions of the layer.
+        ndim: usize,
+    },
+    /// Source and target of different formats.
+    #[error(
+        "layer {layer} is {source_dtype} at the source and {target_dtype} at the target; a copy converts nothing"
+    )]
+    PageDType {
+        /// Position of the layer.
+        layer: usize,
+        /// Format of the source.
+        source_dtype: DType,
+        /// Format of the target.
+        target_dtype: DType,
+    },
+    /// Source and target pages of different shapes.
+    #[error(
+        "layer {layer} has the shape {source_shape:?} at the source and {target_shape:?} at the target; \
+         all but the page axis ({axis}) must be equal"
+    )]
+    PageShape {
+        /// Position of the layer.
+        layer: usize,
+        /// The page axis.
+        axis: usize,
+        /// Shape of the source.
+        source_shape: Vec<usize>,
+        /// Shape of the target.
+        target_shape: Vec<usize>,
+    },
+    /// A page id that a layer does not have.
+    #[error("row {row} names {side} page {id}; there are pages 0 to {} (of {pages})", *pages as i64 - 1)]
+    PageId {
+        /// Row of the mapping.
+        row: usize,
+        /// `"source"` or `"target"`.
+        side: &'static str,
+        /// The id that came.
+        id: i64,
+        /// Pages of the smallest layer on that side.
+        pages: usize,
+    },
+    /// A target page that is written twice.
+    #[error("rows {first_row} and {row} both name target page {id}; name each target once")]
+    RepeatedTarget {
+        /// The later row.
+        row: usize,
+        /// The earlier row.
+        first_row: usize,
+        /// The page.
+        id: usize,
+    },
+    /// A page that is read and written by one copy.
+    #[error(
+        "row {row} writes page {id}, which row {source_row} reads from the same array; sources are a snapshot: \
+         copy in two calls, or through a spare page"
+    )]
+    SourceIsTarget {
+        /// The row that writes the page.
+        row: usize,
+        /// The row that reads it.
+        source_row: usize,
+        /// The page.
+        id: usize,
+    },
+    /// A target that shares memory with a source or with another target.
+    #[error(
+        "the pages to be written in layer {layer} share memory with pages that the same call reads or writes; \
+         sources are a snapshot: copy through memory of its own"
+    )]
+    PageOverlap {
+        /// Position of the target layer.
+        layer: usize,
+    },
+    /// What is wrong with a view or with the number of threads.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The call was interrupted; some of the target pages are written.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 impl KvCacheError {
     /// The class of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::TokenId { .. } | Self::BlockId { .. } | Self::NullBlock { .. } => ErrorKind::Id,
-            Self::ParentLength { .. } | Self::HashBytes { .. } => ErrorKind::Shape,
-            Self::ExtraKeysCount { .. } | Self::HashCount { .. } => ErrorKind::Shape,
+            Self::TokenId { .. }
+            | Self::BlockId { .. }
+            | Self::NullBlock { .. }
+            | Self::PageId { .. }
+            | Self::RepeatedTarget { .. } => ErrorKind::Id,
+            Self::SourceIsTarget { .. } | Self::PageOverlap { .. } => ErrorKind::Overlap,
+            Self::PageDType { .. } => ErrorKind::DType,
+            Self::Tensor(error) => error.kind(),
+            Self::Interrupted(_) => ErrorKind::Interrupted,
+            Self::ParentLength { .. }
+            | Self::HashBytes { .. }
+            | Self::ExtraKeysCount { .. }
+            | Self::HashCount { .. }
+            | Self::LayerCount { .. }
+            | Self::PageShape { .. } => ErrorKind::Shape,
             Self::OutOfBlocks { .. } => ErrorKind::OutOfBlocks,
             Self::StaleBlock { .. } => ErrorKind::StaleBlock,
             Self::Invariant { .. } => ErrorKind::Internal,
@@ -196,7 +304,8 @@ impl KvCacheError {
             | Self::NumBlocks { .. }
             | Self::PoolMemory { .. }
             | Self::ReferenceCount { .. }
-            | Self::HashConflict { .. } => ErrorKind::Argument,
+            | Self::HashConflict { .. }
+            | Self::PageAxis { .. } => ErrorKind::Argument,
         }
     }
 
@@ -223,6 +332,16 @@ impl KvCacheError {
             Self::NullBlock { .. } => "id.null_block",
             Self::HashConflict { .. } => "argument.hash_conflict",
             Self::HashCount { .. } => "shape.hash_count",
+            Self::LayerCount { .. } => "shape.layers",
+            Self::PageAxis { .. } => "argument.axis",
+            Self::PageDType { .. } => "dtype.pages",
+            Self::PageShape { .. } => "shape.pages",
+            Self::PageId { .. } => "id.page",
+            Self::RepeatedTarget { .. } => "id.repeated_target",
+            Self::SourceIsTarget { .. } => "overlap.source_is_target",
+            Self::PageOverlap { .. } => "overlap.pages",
+            Self::Tensor(error) => error.code(),
+            Self::Interrupted(_) => "interrupted",
         }
     }
 }

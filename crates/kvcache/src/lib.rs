@@ -1,10 +1,12 @@
 //! Paged KV-cache blocks: naming them by hash, lending them out, and moving their pages.
 //!
 //! - [`hash`] names a full block of tokens by the hash of its prefix, byte for byte as vLLM does.
+//! - [`copy`] moves pages between tensors of any layout.
 //! - [`pool`] lends the blocks of a cache to requests, counts references, keeps a prefix index and evicts.
 //!
 //! The crate knows nothing of Python. `docs/design/kvcache.md` explains the structures.
 
+pub mod copy;
 mod error;
 pub mod hash;
 mod kernels;

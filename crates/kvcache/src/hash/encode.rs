@@ -37,13 +37,13 @@ impl BlockEncoder {
             (buffer.len(), cbor::MAX_TOKEN_BYTES)
         };
         buffer.extend_from_slice(request.parent);
-        if !algorithm.is_pickle() {
-            cbor::push_head(&mut buffer, cbor::major::ARRAY, request.block_size as u64);
-        } else {
+        if algorithm.is_pickle() {
             buffer.push(pickle::MEMOIZE);
             if request.block_size > 3 {
                 buffer.push(pickle::MARK);
             }
+        } else {
+            cbor::push_head(&mut buffer, cbor::major::ARRAY, request.block_size as u64);
         }
         let tokens_at = buffer.len();
         let longest_keys =

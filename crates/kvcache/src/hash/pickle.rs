@@ -1,6 +1,6 @@
-//! Pickle, protocol 5: the bytes that CPython's pickler writes for the tuple of a block.
+//! Pickle, protocol 5: the bytes that `CPython`'s pickler writes for the tuple of a block.
 //!
-//! Source: the opcode descriptions in CPython's `Lib/pickletools.py` and the framing rule of PEP 3154.
+//! Source: the opcode descriptions in `CPython`'s `Lib/pickletools.py` and the framing rule of PEP 3154.
 
 /// `PROTO 5`, and the opcode that begins a frame; eight bytes of length follow.
 pub(super) const HEADER: [u8; 3] = [0x80, 5, FRAME];
