@@ -119,13 +119,16 @@ impl Run {
             return unsafe { self.kernel.copy(source, target, self.bytes, next) };
         };
         if inner.is_empty() {
-            // SAFETY: the caller's promise; each arm moves exactly the bytes of a run.
-            match self.bytes {
-                1 => return unsafe { copy_elements::<u8>(*axis, source, target) },
-                2 => return unsafe { copy_elements::<u16>(*axis, source, target) },
-                4 => return unsafe { copy_elements::<u32>(*axis, source, target) },
-                8 => return unsafe { copy_elements::<u64>(*axis, source, target) },
-                _ => {}
+            let copy = match self.bytes {
+                1 => Some(copy_elements::<u8> as unsafe fn(Axis, *const u8, *mut u8)),
+                2 => Some(copy_elements::<u16> as _),
+                4 => Some(copy_elements::<u32> as _),
+                8 => Some(copy_elements::<u64> as _),
+                _ => None,
+            };
+            if let Some(copy) = copy {
+                // SAFETY: the caller's promise; the type is as long as a run.
+                return unsafe { copy(*axis, source, target) };
             }
         }
         for index in 0..axis.extent {

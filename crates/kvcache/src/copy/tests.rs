@@ -209,23 +209,15 @@ fn long_copies_stream_and_pages_are_cut() {
     }
 }
 
-fn copy_u8(
-    source: (&[u8], &[usize]),
-    target: (&mut [u8], &[usize]),
-    mapping: &[[i64; 2]],
-    axis: usize,
-) -> Result<(), KvCacheError> {
-    let source = TensorRef::from_slice(source.0, source.1).unwrap();
-    let target = TensorMut::from_slice(target.0, target.1).unwrap();
-    copy_pages(&[source], &mut [target], mapping, &CopyOptions { axis, ..CopyOptions::default() })
-}
-
 #[test]
 fn bad_calls_are_named_and_write_nothing() {
     let source = [1_u8; 12];
     let mut target = [0_u8; 12];
     let mut code = |mapping: &[[i64; 2]], shape: &[usize], axis| {
-        let error = copy_u8((&source, &[4, 3]), (&mut target, shape), mapping, axis).unwrap_err();
+        let view = TensorMut::from_slice(&mut target, shape).unwrap();
+        let source = TensorRef::from_slice(&source, &[4, 3]).unwrap();
+        let options = CopyOptions { axis, ..CopyOptions::default() };
+        let error = copy_pages(&[source], &mut [view], mapping, &options).unwrap_err();
         assert!(!error.to_string().is_empty());
         error.code()
     };

@@ -8,7 +8,7 @@ fn hash_with(tier: Tier, request: &HashRequest<'_>) -> Vec<u8> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 /// SHA-256 of a tuple as CBOR, put together item by item.

@@ -95,7 +95,7 @@ mod tests {
     }
 
     fn hex(digest: [u8; DIGEST_BYTES]) -> String {
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        digest.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
     /// The examples of FIPS 180-4 and of NIST's "SHA-256 long" vector (a million times `a`).
