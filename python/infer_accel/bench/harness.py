@@ -324,6 +324,7 @@ def _spread(samples: Sequence[float]) -> float:
 
 
 def describe(error: Exception) -> str:
-    """Return the kind and the first line of an error: what fits into a report."""
+    """Return the kind of an error and the first two lines of its text: what fits into a report."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {'; '.join(lines[:2])}" if lines else kind

@@ -49,12 +49,12 @@ def plot_rows(path: str | os.PathLike[str], rows: Sequence[Row], subtitle: str) 
 
     places = _places(rows)
     height = 1.7 + 0.34 * (max(places) + 1 if places else 1)
-    figure = Figure(figsize=(12.5, height), facecolor="white")
+    figure = Figure(figsize=(14, height), facecolor="white")
     FigureCanvasAgg(figure)
     top = 1 - 1.0 / height
     bottom = 0.55 / height
-    left = figure.add_axes((0.34, bottom, 0.38, top - bottom))
-    right = figure.add_axes((0.77, bottom, 0.20, top - bottom), sharey=left)
+    left = figure.add_axes((0.29, bottom, 0.48, top - bottom))
+    right = figure.add_axes((0.80, bottom, 0.18, top - bottom), sharey=left)
     _draw_ratios(left, rows, places)
     _draw_shares(right, rows, places)
     _draw_names(left, rows, places)
@@ -89,7 +89,7 @@ def _draw_ratios(axes: Axes, rows: Sequence[Row], places: Sequence[float]) -> No
     ratios = [row.ratio for row in rows if row.ratio is not None]
     low, high = min([0.8, *ratios]) * 0.85, max([2.0, *ratios])
     axes.set_xscale("log")
-    axes.set_xlim(low, high * (high / low) ** 0.42)  # room for the words at the end of the longest bar
+    axes.set_xlim(low, high * (high / low) ** 0.85)  # room for the words at the end of the longest bar
     for row, place in zip(rows, places, strict=True):
         ratio = row.ratio
         if ratio is None:
@@ -155,7 +155,7 @@ def _draw_shares(axes: Axes, rows: Sequence[Row], places: Sequence[float]) -> No
 def _draw_names(axes: Axes, rows: Sequence[Row], places: Sequence[float]) -> None:
     colours = _colours(rows)
     axes.set_yticks(list(places), [row.case for row in rows], size=9, color=_INK)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, labelleft=True)
     axes.set_ylim((max(places) if places else 0) + 0.6, -0.3)
     headed: set[str] = set()
     for row, place in zip(rows, places, strict=True):

@@ -3,20 +3,20 @@
 // Unsafe: instructions that exist only on some processors, and advice to the kernel about fresh memory.
 #![allow(unsafe_code)]
 
-use super::seconds_together;
+use super::{MAX_THREADS, seconds_together};
 
 /// How often each way is tried; the best counts, since a ceiling is what can be reached, not what is usual.
 const TRIALS: usize = 5;
 
 /// Bytes a second, read and written, of the best contiguous copy of `bytes` bytes on `threads` threads.
 ///
-/// Tried are the C library's copy and non-temporal stores. Zero threads count as one; memory is touched before
+/// Tried are the C library's copy and non-temporal stores, on 1 MiB to 1 GiB. Zero threads count as one; memory is touched before
 /// it is timed.
 pub fn copy_bandwidth(bytes: usize, threads: usize) -> f64 {
     let words = words_of(bytes);
     let source = fresh(words, 1.0);
     let mut target = fresh(words, 2.0);
-    let share = words.div_ceil(threads.max(1));
+    let share = words.div_ceil(threads.clamp(1, MAX_THREADS));
     let mut best: f64 = 0.0;
     for way in ways_to_copy() {
         for _ in 0..TRIALS {
@@ -33,7 +33,7 @@ pub fn copy_bandwidth(bytes: usize, threads: usize) -> f64 {
 pub fn read_modify_write_bandwidth(bytes: usize, threads: usize) -> f64 {
     let words = words_of(bytes);
     let mut target = fresh(words, 1.0);
-    let share = words.div_ceil(threads.max(1));
+    let share = words.div_ceil(threads.clamp(1, MAX_THREADS));
     let mut best: f64 = 0.0;
     for _ in 0..TRIALS {
         let parts = target.chunks_mut(share).collect();
@@ -43,9 +43,9 @@ pub fn read_modify_write_bandwidth(bytes: usize, threads: usize) -> f64 {
     best
 }
 
-/// At least one page a thread, and no more than can be asked for.
+/// Between 1 MiB and 1 GiB: more would measure nothing else, and might not be there.
 fn words_of(bytes: usize) -> usize {
-    bytes.clamp(1 << 20, 1 << 36) / 4
+    bytes.clamp(1 << 20, 1 << 30) / 4
 }
 
 /// Memory that has been touched, in huge pages where the system gives them: small pages cost a walk of the page

@@ -12,6 +12,9 @@ use std::time::Instant;
 pub use bandwidth::{copy_bandwidth, read_modify_write_bandwidth};
 pub use rates::{FmaKind, fma_rate, sha256_rate};
 
+/// No ceiling rises with more, and each costs a stack.
+const MAX_THREADS: usize = 1024;
+
 /// Runs `work` on each item at the same time, one thread an item, and returns the seconds from the first start
 /// to the last end.
 fn seconds_together<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) -> f64 {

@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use super::seconds_together;
+use super::{MAX_THREADS, seconds_together};
 
 /// Best of so many: the first warms the clock up.
 const TRIALS: usize = 7;
@@ -48,7 +48,7 @@ pub fn sha256_rate(streams: usize) -> f64 {
 const ROUNDS_OF_A_STEP: f64 = 16.0;
 
 fn best_rate(threads: usize, a_step: f64, run: impl Fn() + Sync) -> f64 {
-    let threads = threads.max(1);
+    let threads = threads.clamp(1, MAX_THREADS);
     (0..TRIALS)
         .map(|_| {
             let seconds = seconds_together(vec![(); threads], |()| run());
