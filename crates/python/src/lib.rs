@@ -2,6 +2,7 @@
 //! no policy lives here.
 
 mod errors;
+mod machine;
 mod run;
 mod system;
 mod tensor;
@@ -11,6 +12,9 @@ mod tensor;
 mod _native {
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::machine::machine;
 
     #[pymodule_export]
     use crate::system::system;
