@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 # `make bench BENCH_ARGS="all --json record.json"` runs the whole comparison.
 BENCH_ARGS ?= --quick
 STUBS := python/infer_accel/_native
+NEW_STUBS := $(VENV)/stubs
 
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -path '*/src/*' -o -name Cargo.toml -path 'crates/*')
@@ -41,14 +42,21 @@ lint-python: $(VENV)/.with-lint check-stubs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest infer_accel._native --allowlist .stubtest-allowlist
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist .stubtest-allowlist infer_accel._native
 	$(BIN)/typos
 
-stubs: $(VENV)/.with-lint ## write the stubs of the extension module again
-	rm -rf $(VENV)/stubs
-	$(BIN)/maturin generate-stubs --release --locked --out $(VENV)/stubs
+# The stubs are read out of the compiled module, so that they cannot say what it does not.
+$(NEW_STUBS)/.written: $(VENV)/.with-lint
+	rm -rf $(NEW_STUBS)
+	$(BIN)/maturin generate-stubs --quiet --profile release --locked --out $(NEW_STUBS)
+	@touch $@
 
-check-stubs: $(VENV)/.with-lint
+stubs: $(NEW_STUBS)/.written ## write the stubs of the extension module again
+	rm -rf $(STUBS)
+	cp -R $(NEW_STUBS)/infer_accel/_native $(STUBS)
+
+check-stubs: $(NEW_STUBS)/.written
+	@diff -ru $(STUBS) $(NEW_STUBS)/infer_accel/_native || { echo "the stubs are stale: run \`make stubs\` and commit them"; exit 1; }
 
 docs: $(VENV)/.with-docs ## the documentation, strict, in site/
 	$(BIN)/mkdocs build --strict
@@ -56,7 +64,7 @@ docs: $(VENV)/.with-docs ## the documentation, strict, in site/
 wheel: $(VENV)/.maturin ## an abi3 wheel and a source distribution, in dist/
 	$(BIN)/maturin build --release --locked --sdist --out dist
 
-# `make with-X` state: the package installed editable with its extra X. The extension is compiled once for all of them.
+# The package, installed editable with its extra; the extension is compiled once for all of them.
 $(VENV)/.with-%: $(VENV)/.maturin $(SOURCES)
 	$(BIN)/maturin develop --release --locked --extras $*
 	@touch $@

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,7 @@ def load(part: str) -> ModuleType:
 
 @functools.cache
 def native() -> ModuleType:
-    """Return the extension module, with its parts importable by their dotted names."""
+    """Return the extension module."""
     try:
         module = importlib.import_module("infer_accel._native")
     except ImportError as error:
@@ -50,10 +49,6 @@ def native() -> ModuleType:
             f"{VARIABLE}=reference for the slow specification"
         )
         raise BackendError(message, code="backend.missing") from error
-    for part in ("kvcache", "lora", "system", "tokenize"):
-        found = getattr(module, part, None)
-        if found is not None:
-            sys.modules[f"infer_accel._native.{part}"] = found
     if module.system.is_debug_build():
         message = "this infer-accel is a debug build, many times slower than a release build"
         warnings.warn(message, RuntimeWarning, stacklevel=3)

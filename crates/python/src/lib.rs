@@ -24,8 +24,18 @@ mod _native {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_init]
-    fn check_settings() -> PyResult<()> {
-        infer_accel_tensor::simd::check_variable()
-            .map_or(Ok(()), |problem| Err(PyImportError::new_err(problem)))
+    fn finish(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        if let Some(problem) = infer_accel_tensor::simd::check_variable() {
+            return Err(PyImportError::new_err(problem));
+        }
+        // What `import infer_accel._native.lora`, pickle and the checker of the stubs look up by dotted name.
+        let loaded = module.py().import("sys")?.getattr("modules")?;
+        let parent = module.name()?;
+        for (name, value) in module.dict() {
+            if value.is_instance_of::<PyModule>() {
+                loaded.set_item(format!("{parent}.{name}"), value)?;
+            }
+        }
+        Ok(())
     }
 }
