@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from infer_accel import __version__
 from infer_accel.cli import bench, info
 
 __all__ = ["app"]
@@ -24,9 +25,7 @@ app.command(name="info")(info.run)
 
 def _show_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"infer-accel {version('infer-accel')}")
+        typer.echo(f"infer-accel {__version__}")
         raise typer.Exit
 
 

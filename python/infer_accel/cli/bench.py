@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+#: Of timed calls a case: long enough for dozens of rounds of anything that takes milliseconds.
+_SECONDS = 4.0
+_SECONDS_QUICK = 1.0
+
 
 class Part(StrEnum):
     """What can be asked for."""
@@ -78,7 +82,7 @@ def _measure(part: Part, *, quick: bool) -> tuple[Bench, Outcome]:
     from infer_accel.bench.harness import Bench
 
     names = parts.PARTS if part is Part.ALL else (part.value,)
-    bench = Bench(quick=quick, seconds_a_case=1.0 if quick else 4.0)
+    bench = Bench(quick=quick, seconds_a_case=_SECONDS_QUICK if quick else _SECONDS)
     with progress() as say:
         sources = {name: parts.load_part(name) for name in names}
         return bench, parts.run_parts(sources, bench, say)

@@ -52,7 +52,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 def refuse(message: str) -> NoReturn:
     """Say what is wrong with the call and leave with 2."""
-    errors().print(Text.assemble(("error: ", "bold red"), message))
+    errors().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     raise typer.Exit(EXIT_WRONG)
 
 
