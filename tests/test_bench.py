@@ -6,7 +6,6 @@ import json
 import math
 import os
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +24,7 @@ from infer_accel.bench.rows import InvalidRecordError, Row, read_rows, row_of, w
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 def expect(value: object) -> Callable[[object], None]:
@@ -78,7 +78,9 @@ def row(case: str = "copy", ours: float = 10.0, **changes: object) -> Row:
 class TestValidation:
     def test_a_wrong_result_is_no_row(self) -> None:
         case = Case("sum", cost("s", 1), 1, Contender("infer-accel", lambda: 3, expect(4)))
-        with pytest.raises(ValidationError, match=r"sum: wrong before timing: AssertionError: expected 4, got 3"):
+        with pytest.raises(
+            ValidationError, match=r"sum: wrong before timing: AssertionError: expected 4, got 3"
+        ):
             measure_case(case, seconds=0)
 
     def test_a_result_that_goes_wrong_while_it_is_timed_is_no_row(self, clock: Clock) -> None:
@@ -193,7 +195,10 @@ class TestTiming:
         before = torch.get_num_threads()
         seen: list[int] = []
         case = Case(
-            "sum", cost("s", 1), 1, Contender("infer-accel", lambda: seen.append(torch.get_num_threads()), expect(None))
+            "sum",
+            cost("s", 1),
+            1,
+            Contender("infer-accel", lambda: seen.append(torch.get_num_threads()), expect(None)),
         )
         measure_case(case, seconds=0)
         assert set(seen) == {1}
@@ -234,7 +239,9 @@ class TestParts:
         monkeypatch.syspath_prepend(str(tmp_path))
         rivals = Rivals()
         assert rivals.load("half_a_rival") is None
-        assert rivals.absent == {"half_a_rival": "installed, but: No module named 'a_library_that_is_missing'"}
+        assert rivals.absent == {
+            "half_a_rival": "installed, but: No module named 'a_library_that_is_missing'"
+        }
 
 
 class TestRecord:
@@ -259,7 +266,12 @@ class TestRecord:
         limit=st.none() | st.floats(1e-9, 1e12),
     )
     def test_a_written_row_reads_back(
-        self, tmp_path_factory: pytest.TempPathFactory, better: str, ours: float, peers: dict[str, float], limit: float
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        better: str,
+        ours: float,
+        peers: dict[str, float],
+        limit: float,
     ) -> None:
         written = row(better=better, ours=ours, peers=peers, limit=limit, efficiency=limit)
         path = tmp_path_factory.mktemp("record") / "record.json"
@@ -312,7 +324,17 @@ class TestRecord:
 
     def test_the_machine_is_described_without_measuring(self) -> None:
         facts = describe_machine()
-        assert {"infer_accel", "commit", "cpu", "cores", "simd", "threads", "system", "python", "numpy"} <= facts.keys()
+        assert {
+            "infer_accel",
+            "commit",
+            "cpu",
+            "cores",
+            "simd",
+            "threads",
+            "system",
+            "python",
+            "numpy",
+        } <= facts.keys()
         assert facts["simd"] in [{"detected": tier, "used": used} for tier in TIERS for used in TIERS]
         run = describe_run(Bench(quick=True), [row(rounds=9, spread=0.12345, limit_name="copy bandwidth")])
         assert run["timing"] == {"kvcache/copy": {"rounds": 9, "spread": 0.1235, "limit": "copy bandwidth"}}
@@ -361,9 +383,14 @@ class TestFiles:
     def test_a_failure_leaves_the_old_file_and_nothing_else(self, tmp_path: Path) -> None:
         path = tmp_path / "record.json"
         path.write_text("old")
-        with pytest.raises(KeyboardInterrupt), replace_file(path) as beside:
-            beside.write_text("half of the n")
-            raise KeyboardInterrupt
+
+        def interrupted() -> None:
+            with replace_file(path) as beside:
+                beside.write_text("half of the n")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 
@@ -413,7 +440,12 @@ class TestReport:
         pytest.importorskip("matplotlib")
         from infer_accel.bench.plot import plot_rows
 
-        rows = [row(), row("behind", 1.0), row("alone", peers={}), row("unbound", limit=None, efficiency=None)]
+        rows = [
+            row(),
+            row("behind", 1.0),
+            row("alone", peers={}),
+            row("unbound", limit=None, efficiency=None),
+        ]
         plot_rows(tmp_path / "rows.png", rows, "a machine")
         assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         plot_rows(tmp_path / "none.png", [], "a machine")
@@ -424,8 +456,16 @@ class TestLimits:
     def test_each_is_measured_once_and_is_a_plausible_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("infer_accel.bench.limits._BYTES", 1 << 20)
         limits = Limits()
-        first = (limits.copy_bandwidth(), limits.read_modify_write_bandwidth(threads=2), limits.fma_rate("bf16"))
-        assert first == (limits.copy_bandwidth(), limits.read_modify_write_bandwidth(threads=2), limits.fma_rate("bf16"))
+        first = (
+            limits.copy_bandwidth(),
+            limits.read_modify_write_bandwidth(threads=2),
+            limits.fma_rate("bf16"),
+        )
+        assert first == (
+            limits.copy_bandwidth(),
+            limits.read_modify_write_bandwidth(threads=2),
+            limits.fma_rate("bf16"),
+        )
         assert all(1e6 < value < 1e16 for value in (*first, limits.sha256_rate(streams=4)))
         assert set(limits.measured) == {
             "copy bandwidth, 1 thread",

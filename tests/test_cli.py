@@ -73,7 +73,10 @@ class TestBench:
         assert result.exit_code == 0, result.output
         for text in (*parts.PARTS, "sum of [1000]", "sum alone", "M/s", "loop", "×", "%"):
             assert text in result.stdout
-        assert "not measured against a_rival_that_nobody_wrote: pip install a_rival_that_nobody_wrote" in result.stdout
+        assert (
+            "not measured against a_rival_that_nobody_wrote: pip install a_rival_that_nobody_wrote"
+            in result.stdout
+        )
         assert "kvcache: sum alone" in result.stderr
 
     def test_one_part_alone(self) -> None:
@@ -86,7 +89,9 @@ class TestBench:
         assert result.exit_code == 0, result.output
         document = json.loads((tmp_path / "record.json").read_text())
         assert document.keys() == {"machine", "rows"}
-        assert document["machine"]["absent"] == {"a_rival_that_nobody_wrote": "pip install a_rival_that_nobody_wrote"}
+        assert document["machine"]["absent"] == {
+            "a_rival_that_nobody_wrote": "pip install a_rival_that_nobody_wrote"
+        }
         assert [row["case"] for row in document["rows"]] == ["sum of [1000]", "sum alone"]
         first = document["rows"][0]
         assert list(first) == [
@@ -101,7 +106,10 @@ class TestBench:
         small_parts["kvcache"] = wrong_cases
         result = run("bench", "--quick", "--json", tmp_path / "record.json")
         assert result.exit_code == 2
-        assert "WRONG: kvcache: sum of nothing: wrong before timing: AssertionError: expected 4, got 3" in result.stdout
+        assert (
+            "WRONG: kvcache: sum of nothing: wrong before timing: AssertionError: expected 4, got 3"
+            in result.stdout
+        )
         names = [row["case"] for row in json.loads((tmp_path / "record.json").read_text())["rows"]]
         assert "sum of nothing" not in names
         assert len(names) == 6
@@ -193,7 +201,13 @@ class TestWrongCalls:
         small_parts.clear()
 
     def test_unknown_commands_parts_and_options(self) -> None:
-        for arguments in (["bnech"], ["bench", "gpu"], ["bench", "--fast"], ["info", "extra"], ["bench", "--json"]):
+        for arguments in (
+            ["bnech"],
+            ["bench", "gpu"],
+            ["bench", "--fast"],
+            ["info", "extra"],
+            ["bench", "--json"],
+        ):
             assert run(*arguments).exit_code == 2, arguments
 
     def test_a_baseline_that_cannot_be_read(self, tmp_path: Path) -> None:
@@ -214,7 +228,9 @@ class TestWrongCalls:
         assert "is a directory" in result.stderr
         assert entries(tmp_path) == set()
 
-    @pytest.mark.skipif(os.name == "nt" or getattr(os, "geteuid", lambda: 1)() == 0, reason="root may write anywhere")
+    @pytest.mark.skipif(
+        os.name == "nt" or getattr(os, "geteuid", lambda: 1)() == 0, reason="root may write anywhere"
+    )
     def test_a_directory_that_is_read_only(self, tmp_path: Path) -> None:
         locked = tmp_path / "locked"
         locked.mkdir(mode=0o500)
@@ -258,7 +274,9 @@ class TestInfo:
 def modules_after(code: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after `code`."""
     script = f"{code}\nimport sys; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     return set(done.stdout.split())
 
 
@@ -284,12 +302,16 @@ class TestImports:
         code = (
             "import contextlib, io\n"
             "from infer_accel.cli.info import run\n"
-            "with contextlib.redirect_stdout(io.StringIO()): run(as_json=True, ask_torch=False, measure=False)"
+            "with contextlib.redirect_stdout(io.StringIO()): run(True, False, False)"
         )
         assert not modules_after(code) & {"torch", "tokenizers", "tiktoken"}
 
     def test_it_runs_as_a_module(self) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", "infer_accel", "--version"], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-m", "infer_accel", "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         assert done.stdout.startswith("infer-accel ")
