@@ -156,7 +156,7 @@ class TestTiming:
         def who(name: str) -> Contender:
             def run() -> float:
                 order.append(name)
-                clock.now += 1.0
+                clock.now += 0.1
                 return 7.0
 
             return Contender(name, run, expect(7.0))
@@ -165,6 +165,23 @@ class TestTiming:
         measure_case(case, seconds=0)
         timed = order[-16:-1]  # five rounds of three, then the last validation
         assert timed == [*"abc", *"bca", *"cab", *"abc", *"bca"]
+
+    def test_a_slow_rival_is_asked_less_often_and_all_along(self, clock: Clock) -> None:
+        order: list[str] = []
+
+        def who(name: str, seconds: float) -> Contender:
+            def run() -> float:
+                order.append(name)
+                clock.now += seconds
+                return 7.0
+
+            return Contender(name, run, expect(7.0))
+
+        case = Case("sum", cost("s", 1), 1, who("a", 0.1), [who("b", 3.0)])
+        measured = measure_case(case, seconds=1.3)
+        timed = "".join(order[4:-1])  # after two validations and two rehearsals
+        assert timed == "abaabaaba"
+        assert measured.rounds == 6
 
     def test_the_median_ignores_one_slow_round(self, clock: Clock) -> None:
         calls = iter(range(10**9))
@@ -208,7 +225,7 @@ class TestTiming:
 class TestParts:
     def test_one_bad_row_or_part_leaves_the_others(self, clock: Clock) -> None:
         def good(bench: Bench) -> Iterator[Case]:
-            for name in ("first", "second"):
+            for name in ("first", "second", "second"):
                 yield Case(name, cost("s", 1), 1, Contender("infer-accel", sleepy(1.0), expect(7.0)))
             yield Case("third", cost("s", 1), 1, Contender("infer-accel", sleepy(1.0), expect(8.0)))
 
@@ -221,7 +238,8 @@ class TestParts:
         outcome = parts.run_parts({"lora": bad, "kvcache": good}, Bench(quick=True), said.append)
         assert [measured.key for measured in outcome.rows] == ["kvcache/first", "kvcache/second"]
         assert outcome.failures[0] == "lora: FileNotFoundError: no text to count"
-        assert outcome.failures[1].startswith("kvcache: third: wrong before timing")
+        assert outcome.failures[1].startswith("kvcache: second: two rows of this name")
+        assert outcome.failures[2].startswith("kvcache: third: wrong before timing")
         assert "kvcache: second: timing" in said
 
     def test_a_missing_rival_is_remembered_with_the_way_to_get_it(self) -> None:

@@ -197,6 +197,9 @@ class Bench:
 _SHORTEST_SAMPLE = 1e-3
 _ROUNDS_AT_LEAST = 5
 _ROUNDS_AT_MOST = 101
+#: Who takes longer than this for one call is asked three times only: a rival may be a thousand times slower.
+_SLOW_CALL = 0.5
+_ROUNDS_OF_THE_SLOW = 3
 
 
 def measure_case(case: Case, *, seconds: float, progress: Callable[[str], None] | None = None) -> Measured:
@@ -207,7 +210,8 @@ def measure_case(case: Case, *, seconds: float, progress: Callable[[str], None] 
     case
         What is measured.
     seconds
-        Roughly how long the timed calls may take; at least five rounds are made whatever it says.
+        Roughly how long the timed calls may take, shared equally; five rounds are made whatever it says, and
+        three of a rival whose call takes longer than half a second.
     progress
         Called with a short text at each stage.
 
@@ -271,10 +275,10 @@ def _fit_rivals(case: Case) -> tuple[list[Contender], dict[str, str]]:
 
 
 def _time(contenders: Sequence[Contender], seconds: float) -> list[list[float]]:
-    """Return each contender's seconds a call in every round."""
-    repeats = [_repeats(who) for who in contenders]
-    once = sum(_sample(who, count) * count for who, count in zip(contenders, repeats, strict=True))
-    rounds = max(_ROUNDS_AT_LEAST, min(_ROUNDS_AT_MOST, int(seconds / max(once, 1e-9))))
+    """Return each contender's seconds a call in the rounds that it took part in."""
+    share = seconds / len(contenders)
+    paces = [_Pace.of(who, share) for who in contenders]
+    rounds = max(pace.rounds for pace in paces)
     samples: list[list[float]] = [[] for _ in contenders]
     collecting = gc.isenabled()
     gc.disable()
@@ -283,21 +287,36 @@ def _time(contenders: Sequence[Contender], seconds: float) -> list[list[float]]:
             for step in range(len(contenders)):
                 # Whoever follows the same neighbour every time inherits the same cache: so the order turns.
                 index = (turn + step) % len(contenders)
-                samples[index].append(_sample(contenders[index], repeats[index]))
+                if paces[index].takes_part(turn, rounds):
+                    samples[index].append(_sample(contenders[index], paces[index].repeats))
     finally:
         if collecting:
             gc.enable()
     return samples
 
 
-def _repeats(who: Contender) -> int:
-    """Return how many calls make a sample: one where each call needs preparing, else enough to be clocked."""
-    if who.prepare is not None:
-        return 1
-    count = 1
-    while (elapsed := _sample(who, count) * count) < _SHORTEST_SAMPLE:
-        count = max(2 * count, min(1 << 20, int(count * _SHORTEST_SAMPLE / max(elapsed, 1e-9))))
-    return count
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How many calls make a sample, and how many samples a contender's share of the time allows."""
+
+    repeats: int
+    rounds: int
+
+    @classmethod
+    def of(cls, who: Contender, share: float) -> _Pace:
+        count = 1
+        seconds = _sample(who, count)
+        # A call that must be prepared cannot be repeated inside a sample.
+        while who.prepare is None and seconds * count < _SHORTEST_SAMPLE:
+            count = max(2 * count, min(1 << 20, int(_SHORTEST_SAMPLE / max(seconds, 1e-9))))
+            seconds = _sample(who, count)
+        at_least = _ROUNDS_AT_LEAST if seconds < _SLOW_CALL else _ROUNDS_OF_THE_SLOW
+        rounds = int(share / max(seconds * count, 1e-9))
+        return cls(count, max(at_least, min(_ROUNDS_AT_MOST, rounds)))
+
+    def takes_part(self, turn: int, rounds: int) -> bool:
+        """Whether `turn` of `rounds` is one of this contender's, which lie evenly among them."""
+        return turn * self.rounds // rounds != (turn - 1) * self.rounds // rounds
 
 
 def _sample(who: Contender, count: int) -> float:

@@ -78,6 +78,9 @@ def run_parts(
 
 def _measure(part: str, case: Case, bench: Bench, outcome: Outcome, say: Callable[[str], None]) -> None:
     title = f"{part}: {case.name}"
+    if any(row.part == part and row.case == case.name for row in outcome.rows):
+        outcome.failures.append(f"{title}: two rows of this name; no comparison could tell them apart")
+        return
     try:
         measured = measure_case(
             case, seconds=bench.seconds_a_case, progress=lambda stage: say(f"{title}: {stage}")
