@@ -13,7 +13,7 @@ STUBS := python/infer_accel/_native
 NEW_STUBS := $(VENV)/stubs
 
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
-SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -path '*/src/*' -o -name Cargo.toml -path 'crates/*')
+SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
 .PHONY: help bench test test-rust test-python lint lint-rust lint-python stubs check-stubs docs wheel clean
 

@@ -197,6 +197,8 @@ class Bench:
 _SHORTEST_SAMPLE = 1e-3
 _ROUNDS_AT_LEAST = 5
 _ROUNDS_AT_MOST = 101
+#: No time is zero, whatever a coarse clock says.
+_CLOCK_STEP = 1e-9
 #: Who takes longer than this for one call is asked three times only: a rival may be a thousand times slower.
 _SLOW_CALL = 0.5
 _ROUNDS_OF_THE_SLOW = 3
@@ -328,12 +330,12 @@ def _sample(who: Contender, count: int) -> float:
     if count == 1:
         start = clock()
         run()
-        return clock() - start
+        return max(clock() - start, _CLOCK_STEP)
     turns = range(count)
     start = clock()
     for _ in turns:
         run()
-    return (clock() - start) / count
+    return max(clock() - start, _CLOCK_STEP) / count
 
 
 def _spread(samples: Sequence[float]) -> float:
