@@ -1,1 +1,20 @@
-//! placeholder
+//! Low-rank adapters on a CPU: merged into weights and applied to activations, at the speed of memory.
+//!
+//! * [`merge_weights`] and [`merge_weights_into`]: `weight + scaling · lora_b · lora_a`, each element defined to the
+//!   bit for every processor and number of threads.
+//! * [`apply_adapter`]: `out += scaling · (x · lora_aᵀ) · lora_bᵀ`, within a stated bound; a token's result does not
+//!   depend on its neighbours.
+//!
+//! The arithmetic lives in a private module that has a portable tier and tiers for AVX2 and AVX-512; see
+//! [`infer_accel_tensor::simd`].
+
+mod apply;
+mod check;
+mod error;
+mod kernels;
+mod merge;
+
+pub use apply::apply_adapter;
+pub use check::Options;
+pub use error::Error;
+pub use merge::{merge_weights, merge_weights_into};

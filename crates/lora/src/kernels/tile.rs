@@ -1,0 +1,95 @@
+//! The micro-kernel: a tile of the target is read, its inner products are added, and it is written, once.
+
+use super::storage::Storage;
+use super::vector::{Product, Vector};
+
+/// What a micro-kernel works on: some rows by `2 · LANES` columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Packed columns: for each step, `2 · LANES` values.
+    pub(crate) columns: *const f32,
+    /// Packed rows: for each step, `panel_rows` values, of which the first ones are used.
+    pub(crate) rows: *const f32,
+    /// Steps of the inner products.
+    pub(crate) steps: usize,
+    /// The first element that is read.
+    pub(crate) source: *const u8,
+    /// Bytes from a row of the source to the next.
+    pub(crate) source_stride: isize,
+    /// The first element that is written.
+    pub(crate) target: *mut u8,
+    /// Bytes from a row of the target to the next.
+    pub(crate) target_stride: isize,
+    /// Bytes from a row of the source to what will be read there soon.
+    pub(crate) ahead: isize,
+    /// What inner products are multiplied by.
+    pub(crate) scaling: f32,
+}
+
+/// A micro-kernel for one tier, product, storage and number of rows.
+pub(crate) type TileFn = unsafe fn(&Tile);
+
+/// Micro-kernels for the numbers of rows from which every number is put together.
+#[derive(Clone, Copy)]
+pub(crate) struct TileSet {
+    pub(crate) full: TileFn,
+    pub(crate) four: TileFn,
+    pub(crate) two: TileFn,
+    pub(crate) one: TileFn,
+}
+
+impl TileSet {
+    /// The largest kernel for at most `rows` rows, and how many it takes. `rows` is at least one.
+    #[inline]
+    pub(crate) fn largest(&self, rows: usize, panel_rows: usize) -> (TileFn, usize) {
+        match rows {
+            rows if rows >= panel_rows => (self.full, panel_rows),
+            4.. => (self.four, 4),
+            2..4 => (self.two, 2),
+            _ => (self.one, 1),
+        }
+    }
+}
+
+/// Adds `scaling · (packed rows × packed columns)` to `COUNT` rows of the tile.
+///
+/// Each element is one chain: `sum = 0`, then `sum = fma(row, column, sum)` step by step, then
+/// `fma(scaling, sum, element)`, rounded to storage. What is not a number becomes the canonical NaN.
+///
+/// # Safety
+///
+/// The processor has the tier of `V`; `PANEL` is the stride of the packed rows and at least `COUNT`; the
+/// pointers of the tile cover what its fields say.
+#[inline(always)]
+pub(crate) unsafe fn run<V: Vector, P: Product<V>, S: Storage, const PANEL: usize, const COUNT: usize>(
+    tile: &Tile,
+) {
+    // SAFETY: the caller vouches for the tier and the pointers; offsets stay inside what the fields describe, and
+    // the address that is prefetched is never read.
+    unsafe {
+        for row in 0..COUNT as isize {
+            V::prefetch(tile.source.wrapping_offset(row * tile.source_stride + tile.ahead));
+        }
+        let mut sums = [[V::splat(0.0); 2]; COUNT];
+        let (mut columns, mut rows) = (tile.columns, tile.rows);
+        for _ in 0..tile.steps {
+            let pair = [V::load(columns), V::load(columns.add(V::LANES))];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = V::splat(*rows.add(row));
+                sums[0] = P::accumulate(factor, pair[0], sums[0]);
+                sums[1] = P::accumulate(factor, pair[1], sums[1]);
+            }
+            columns = columns.add(2 * V::LANES);
+            rows = rows.add(PANEL);
+        }
+        let scaling = V::splat(tile.scaling);
+        for (row, sums) in sums.iter().enumerate() {
+            let values = S::load::<V>(tile.source.offset(row as isize * tile.source_stride));
+            let mut merged = [scaling.mul_add(sums[0], values[0]), scaling.mul_add(sums[1], values[1])];
+            if merged[0].any_nan(merged[1]) {
+                merged = merged.map(|values| values.canonical());
+            }
+            S::store::<V>(merged, tile.target.offset(row as isize * tile.target_stride));
+        }
+    }
+}

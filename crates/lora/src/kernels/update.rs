@@ -1,0 +1,362 @@
+//! `target = source + scaling · rows · columns`, cut into tasks, blocks and tiles.
+
+use super::control::FloatControl;
+use super::matrix::Matrix;
+use super::pack::{ColumnPack, Order, RowPack};
+use super::scratch::{Scratch, with_task};
+use super::storage::Format;
+use super::tile::{Tile, TileFn, TileSet};
+use super::{CallSettings, Kernels};
+use infer_accel_tensor::threads::parallel_for;
+use infer_accel_tensor::{TensorMut, TensorRef};
+use std::ops::Range;
+
+/// Bytes of packed columns that all rows of a task pass over; they stay in a second-level cache.
+const COLUMN_BYTES: usize = 256 << 10;
+
+/// Bytes of packed rows that a task holds; read once per block of columns, from any cache.
+const ROW_BYTES: usize = 512 << 10;
+
+/// Panels from the one at work to the one whose lines are asked for.
+const PANELS_AHEAD: usize = 4;
+
+/// Multiplications below which a second thread costs more than it brings.
+const THREAD_WORK: usize = 1 << 18;
+
+/// Tasks for each thread: the last one to finish keeps the others waiting for a fraction of its share.
+const TASKS_PER_THREAD: usize = 4;
+
+/// One update of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Update {
+    /// What is read.
+    pub(crate) source: Matrix,
+    /// What is written: the source itself, or memory apart from it, of the same shape and format.
+    pub(crate) target: Matrix,
+    /// `[source.rows, rank]`
+    pub(crate) rows: Matrix,
+    /// `[rank, source.columns]`
+    pub(crate) columns: Matrix,
+    /// What inner products are multiplied by.
+    pub(crate) scaling: f32,
+}
+
+// SAFETY: an update holds addresses of memory that is borrowed for as long as the update runs; tasks write
+// disjoint parts of the target and only read the rest.
+unsafe impl Sync for Update {}
+
+/// How the ranks of an update are accumulated.
+struct Plan {
+    kernels: &'static Kernels,
+    tiles: TileSet,
+    order: Order,
+    steps: usize,
+    width: usize,
+}
+
+/// Merges an adapter: `target = source + scaling · lora_b · lora_a`, or in place where `source` is `None`.
+///
+/// # Panics
+///
+/// Where shapes, dtypes or dimensions do not fit each other; the caller has checked them.
+pub(crate) fn merge(
+    target: &mut TensorMut<'_>,
+    source: Option<&TensorRef<'_>>,
+    lora_a: &TensorRef<'_>,
+    lora_b: &TensorRef<'_>,
+    settings: &CallSettings,
+) {
+    let parts = (|| {
+        let written = Matrix { base: target.as_mut_ptr(), ..Matrix::of(&target.as_ref())? };
+        let read = source.map_or(Some(written), Matrix::of)?;
+        Some(Update {
+            source: read,
+            target: written,
+            rows: Matrix::of(lora_b)?,
+            columns: Matrix::of(lora_a)?,
+            scaling: settings.scaling,
+        })
+    })();
+    let update = parts.filter(Update::fits).unwrap_or_else(|| panic!("a merge of unchecked tensors"));
+    // SAFETY: the tensors are borrowed for this call; the target mutably, hence apart from the others; what the
+    // matrices describe is what the tensors hold, and it fits together.
+    unsafe { update.run(Kernels::of(settings.tier), settings.threads) }
+}
+
+impl Update {
+    fn fits(&self) -> bool {
+        let Self { source, target, rows, columns, .. } = self;
+        source.format == target.format
+            && (source.rows, source.columns) == (target.rows, target.columns)
+            && (rows.rows, columns.columns) == (target.rows, target.columns)
+            && rows.columns == columns.rows
+    }
+
+    /// Runs the update on at most `threads` threads; the result does not depend on how many.
+    ///
+    /// # Safety
+    ///
+    /// All elements of the four matrices are readable, those of the target writable and no two at one address; the
+    /// target is the source or apart from it, and apart from the others; the shapes fit.
+    pub(crate) unsafe fn run(mut self, kernels: &'static Kernels, threads: usize) {
+        if self.target.is_empty() {
+            return;
+        }
+        if !self.target.has_dense_rows() && self.target.has_dense_columns() {
+            // A transposed view. A product does not depend on which factor comes first.
+            (self.rows, self.columns) = (self.columns.transposed(), self.rows.transposed());
+            (self.source, self.target) = (self.source.transposed(), self.target.transposed());
+        }
+        if self.columns.rows == 0 {
+            // Nothing to add: the bits stay, whatever they are.
+            // SAFETY: the caller vouches for source and target.
+            return unsafe { self.copy() };
+        }
+        let plan = self.plan(kernels);
+        let (rows, columns) = (self.target.rows, self.target.columns);
+        let work = rows.saturating_mul(columns).saturating_mul(plan.steps + 8);
+        let pieces = if threads == 1 { 1 } else { (work / THREAD_WORK).clamp(1, threads * TASKS_PER_THREAD) };
+        let threads = threads.min(pieces);
+        // The longer side is cut: each task packs the whole of the other one.
+        let (row_piece, column_piece) = if rows >= columns {
+            (rows.div_ceil(pieces).next_multiple_of(kernels.panel_rows), columns)
+        } else {
+            (rows, columns.div_ceil(pieces).next_multiple_of(plan.width))
+        };
+        let column_pieces = columns.div_ceil(column_piece);
+        parallel_for(threads, rows.div_ceil(row_piece) * column_pieces, |task| {
+            let (row, column) = (task / column_pieces * row_piece, task % column_pieces * column_piece);
+            let _control = FloatControl::ieee();
+            with_task(|scratch| {
+                let rows = row..rows.min(row + row_piece);
+                let columns = column..columns.min(column + column_piece);
+                // SAFETY: the caller vouches for the matrices; tasks take disjoint parts of the target.
+                unsafe { self.run_task(&plan, rows, columns, scratch) }
+            });
+        });
+    }
+
+    /// Copies the source to the target where they are apart.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::run`].
+    unsafe fn copy(&self) {
+        if self.source.base == self.target.base {
+            return;
+        }
+        for row in 0..self.target.rows {
+            for column in 0..self.target.columns {
+                let (from, to) = (self.source.at(row, column), self.target.at(row, column).cast_mut());
+                // SAFETY: the caller vouches for the elements, which lie apart.
+                unsafe { to.copy_from_nonoverlapping(from, self.target.format.size()) };
+            }
+        }
+    }
+
+    fn plan(&self, kernels: &'static Kernels) -> Plan {
+        let is_bf16 = self.rows.format == Format::Bf16 && self.columns.format == Format::Bf16;
+        let paired = if is_bf16 { kernels.paired.as_ref() } else { None };
+        // SAFETY: as `run`: every element of the adapter's matrices is readable.
+        let paired = paired.filter(|_| unsafe { pairs_are_exact(&self.rows, &self.columns) });
+        let order = match (is_bf16, paired) {
+            (false, _) => Order::Ascending,
+            (true, None) => Order::OddFirst,
+            (true, Some(_)) => Order::Pairs,
+        };
+        Plan {
+            kernels,
+            tiles: paired.unwrap_or(&kernels.fused)[self.target.format as usize],
+            order,
+            steps: order.steps(self.columns.rows),
+            width: 2 * kernels.lanes,
+        }
+    }
+
+    /// Updates a part of the target, packing what it needs.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::run`], for the part; the processor has the tier of the plan.
+    unsafe fn run_task(&self, plan: &Plan, rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch) {
+        let is_split = self.target.format.is_split();
+        let step_bytes = size_of::<f32>() * plan.steps.max(1);
+        let panel_rows = plan.kernels.panel_rows;
+        let row_block = (ROW_BYTES / step_bytes / panel_rows).max(1) * panel_rows;
+        let column_block = (COLUMN_BYTES / step_bytes / plan.width).max(1) * plan.width;
+        for row in rows.clone().step_by(row_block) {
+            let count = row_block.min(rows.end - row);
+            let packed_rows = scratch.rows.numbers(count.next_multiple_of(panel_rows) * plan.steps);
+            let job =
+                RowPack { matrix: self.rows, order: plan.order, first: row, count, panels: packed_rows };
+            // SAFETY: the caller vouches for the tier and the elements; the buffer is as long as the panels.
+            unsafe { (plan.kernels.pack_rows)(&job) };
+            for column in columns.clone().step_by(column_block) {
+                let width = column_block.min(columns.end - column);
+                let panels = scratch.columns.numbers(width.next_multiple_of(plan.width) * plan.steps);
+                let job = ColumnPack {
+                    matrix: self.columns,
+                    order: plan.order,
+                    is_split,
+                    first: column,
+                    count: width,
+                    panels,
+                };
+                // SAFETY: as above.
+                unsafe {
+                    (plan.kernels.pack_columns)(&job);
+                    self.run_block(plan, row..row + count, column..column + width, (packed_rows, panels));
+                }
+            }
+        }
+    }
+
+    /// Updates a block whose rows and columns are packed.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::run_task`]; `packed` holds the rows and the columns of the block.
+    unsafe fn run_block(
+        &self,
+        plan: &Plan,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        (packed_rows, packed_columns): (*const f32, *const f32),
+    ) {
+        let is_dense = self.target.has_dense_rows() && self.source.has_dense_rows();
+        let mut row = rows.start;
+        while row < rows.end {
+            let within = (row - rows.start) % plan.kernels.panel_rows;
+            let left = (plan.kernels.panel_rows - within).min(rows.end - row);
+            let (kernel, count) = plan.tiles.largest(left, plan.kernels.panel_rows);
+            let row_panel = packed_rows.wrapping_add((row - rows.start - within) * plan.steps + within);
+            for (index, column) in columns.clone().step_by(plan.width).enumerate() {
+                let width = plan.width.min(columns.end - column);
+                let tile = Tile {
+                    columns: packed_columns.wrapping_add(index * plan.width * plan.steps),
+                    rows: row_panel,
+                    steps: plan.steps,
+                    source: self.source.at(row, column),
+                    source_stride: self.source.row_stride,
+                    target: self.target.at(row, column).cast_mut(),
+                    target_stride: self.target.row_stride,
+                    ahead: self.ahead(plan, column, &columns, count),
+                    scaling: self.scaling,
+                };
+                // SAFETY: the caller vouches for the tier, the elements and the packed panels; a kernel that reaches
+                // beyond the block works on a copy.
+                unsafe {
+                    if is_dense && width == plan.width {
+                        kernel(&tile);
+                    } else {
+                        self.run_staged(kernel, tile, (row, count), (column, width), plan.width);
+                    }
+                }
+            }
+            row += count;
+        }
+    }
+
+    /// Bytes from a tile to the lines that its kernel asks for: some panels to the right, or, near the end of the
+    /// block, at the beginning of the next rows.
+    #[inline(always)]
+    fn ahead(&self, plan: &Plan, column: usize, columns: &Range<usize>, count: usize) -> isize {
+        let next = column + PANELS_AHEAD * plan.width;
+        if next < columns.end {
+            self.source.offset(0, next - column)
+        } else {
+            let wrapped =
+                (next - columns.end).min(columns.len()) as isize + columns.start as isize - column as isize;
+            self.source.offset(count, 0) + wrapped * self.source.column_stride
+        }
+    }
+
+    /// Runs a kernel on a dense copy of a tile that is narrower than a panel, or whose elements lie apart.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::run_block`], for `rows.1` rows from `rows.0` on, and likewise columns.
+    #[inline(never)]
+    unsafe fn run_staged(
+        &self,
+        kernel: TileFn,
+        tile: Tile,
+        rows: (usize, usize),
+        columns: (usize, usize),
+        panel_width: usize,
+    ) {
+        let mut stage = Stage([0; STAGE_BYTES]);
+        let size = self.target.format.size();
+        let stride = panel_width * size;
+        let stage = stage.0.as_mut_ptr();
+        for row in 0..rows.1 {
+            for column in 0..columns.1 {
+                let from = self.source.at(rows.0 + row, columns.0 + column);
+                // SAFETY: the element exists, and the stage holds a full tile.
+                unsafe { from.copy_to_nonoverlapping(stage.add(row * stride + column * size), size) };
+            }
+        }
+        let stride_bytes = stride as isize;
+        // SAFETY: the stage holds as many rows and columns as the kernel takes; those without an element are zeros.
+        unsafe {
+            kernel(&Tile {
+                source: stage,
+                source_stride: stride_bytes,
+                target: stage,
+                target_stride: stride_bytes,
+                ahead: 0,
+                ..tile
+            });
+        }
+        for row in 0..rows.1 {
+            for column in 0..columns.1 {
+                let to = self.target.at(rows.0 + row, columns.0 + column).cast_mut();
+                // SAFETY: the element exists and may be written.
+                unsafe { to.copy_from_nonoverlapping(stage.add(row * stride + column * size), size) };
+            }
+        }
+    }
+}
+
+/// Bytes of the largest tile: 12 rows of 32 columns of binary32.
+const STAGE_BYTES: usize = 12 * 32 * 4;
+
+#[repr(align(64))]
+struct Stage([u8; STAGE_BYTES]);
+
+/// Whether `vdpbf16ps`, which takes subnormal numbers for zero, gives the bits that FMA gives.
+///
+/// It does if no subnormal number can come up. Let `a` and `b` be the smallest exponents of nonzero elements of
+/// the two matrices, none of them subnormal. A bfloat16 number has eight bits, so elements are multiples of
+/// `2^(a-7)` and `2^(b-7)`, products are multiples of `q = 2^(a+b-14)`, and so are their sums, before rounding and
+/// after: rounding to binary32 goes to a multiple of a larger power of two, or changes nothing. A nonzero sum is at
+/// least `q`, which is a normal number if `a + b - 14 >= -126`.
+///
+/// # Safety
+///
+/// Every element of both matrices is readable and a bfloat16 number.
+unsafe fn pairs_are_exact(rows: &Matrix, columns: &Matrix) -> bool {
+    const BIAS: u32 = 127;
+    // SAFETY: the caller vouches for the elements.
+    let [a, b] = [rows, columns].map(|matrix| unsafe { smallest_exponent(matrix) });
+    a > 0 && b > 0 && a + b + 126 >= 2 * BIAS + 14
+}
+
+/// The smallest biased exponent of a nonzero element: 0 if one is subnormal, 255 if there is none.
+///
+/// # Safety
+///
+/// Every element of the matrix is readable and a bfloat16 number.
+unsafe fn smallest_exponent(matrix: &Matrix) -> u32 {
+    let matrix = if matrix.has_dense_rows() { *matrix } else { matrix.transposed() };
+    let mut smallest = u16::MAX;
+    for row in 0..matrix.rows {
+        for column in 0..matrix.columns {
+            // SAFETY: the caller vouches for every element.
+            let bits = unsafe { matrix.at(row, column).cast::<u16>().read_unaligned() };
+            // Zero, whatever its sign, wraps around to the largest number.
+            smallest = smallest.min((bits << 1).wrapping_sub(1));
+        }
+    }
+    u32::from(smallest.saturating_add(1) >> 8)
+}
