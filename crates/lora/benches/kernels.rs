@@ -76,7 +76,9 @@ fn apply(dtype: DType, tokens: usize, rank: usize, threads: usize) -> f64 {
     let (a, b) = (view(&a, dtype, [rank, WIDTH]), view(&b, dtype, [WIDTH, rank]));
     let x = view(&x, dtype, [tokens, WIDTH]);
     let options = Options { scaling: 1e-3, num_threads: Some(threads), tier: None };
-    median(51, || apply_adapter(&mut view_mut(&mut out, dtype, [tokens, WIDTH]), &x, &a, &b, &options).unwrap())
+    median(51, || {
+        apply_adapter(&mut view_mut(&mut out, dtype, [tokens, WIDTH]), &x, &a, &b, &options).unwrap();
+    })
 }
 
 fn main() {

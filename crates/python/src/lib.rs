@@ -2,6 +2,7 @@
 //! no policy lives here.
 
 mod errors;
+mod lora;
 mod machine;
 mod run;
 mod system;
@@ -12,6 +13,9 @@ mod tensor;
 mod _native {
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::lora::lora;
 
     #[pymodule_export]
     use crate::machine::machine;

@@ -6,6 +6,7 @@ use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage};
 use super::tile::{self, Tile, TileSet};
 use super::vector::{Fused, Vector};
+#[allow(clippy::wildcard_imports)] // every line below is an intrinsic
 use std::arch::x86_64::*;
 
 /// Rows of a tile: 6 × 2 sums, two registers of columns and one factor make 15 of the 16 registers.

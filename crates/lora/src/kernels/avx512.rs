@@ -7,6 +7,7 @@ use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage};
 use super::tile::{self, Tile, TileSet};
 use super::vector::{Fused, PairDot, Paired, Vector};
+#[allow(clippy::wildcard_imports)] // every line below is an intrinsic
 use std::arch::x86_64::*;
 
 /// Rows of a tile: 12 × 2 sums, two registers of columns and a factor of the 32 registers.

@@ -34,7 +34,7 @@ impl Drop for FloatControl {
     fn drop(&mut self) {
         // SAFETY: the value was read from the register by `ieee`, hence sets no reserved bit.
         unsafe {
-            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const self.found, options(nostack, preserves_flags))
+            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const self.found, options(nostack, preserves_flags));
         }
     }
 }

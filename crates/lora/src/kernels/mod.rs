@@ -1,7 +1,7 @@
 //! The arithmetic: raw memory in, exact results out.
 //!
-//! One set of micro-kernels is written over [`vector::Vector`] and compiled for each tier; [`update`] and
-//! [`apply`] cut the work into tiles and tasks. Everything in here works on addresses, because the memory belongs
+//! One set of micro-kernels is written over [`vector::Vector`] and compiled for each tier; [`mod@update`] and
+//! [`mod@apply`] cut the work into tiles and tasks. Everything in here works on addresses, because the memory belongs
 //! to somebody else who may change it at any time; everything outside is safe code.
 #![allow(unsafe_code)]
 

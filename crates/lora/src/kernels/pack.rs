@@ -105,7 +105,7 @@ pub(crate) unsafe fn columns<V: Vector>(job: &ColumnPack) {
             match matrix.format {
                 _ if columns < width => scalar::<V>(&matrix, job, panel),
                 Format::Bf16 if job.order == Order::Pairs && matrix.has_dense_rows() => {
-                    pairs::<V>(&matrix, job, panel)
+                    pairs::<V>(&matrix, job, panel);
                 }
                 Format::F32 if matrix.has_dense_rows() => dense_rows::<V, F32>(&matrix, job, panel),
                 Format::F16 if matrix.has_dense_rows() => dense_rows::<V, F16>(&matrix, job, panel),

@@ -141,13 +141,13 @@ impl Stored {
             let unit = ((bits >> 40) as f32 / (1 << 23) as f32) - 1.0;
             match values {
                 Values::Plain => bytes.extend(narrow(unit, dtype)),
-                Values::Tiny if bits % 8 == 0 => bytes.extend(narrow(0.0 * unit, dtype)),
+                Values::Tiny if bits.is_multiple_of(8) => bytes.extend(narrow(0.0 * unit, dtype)),
                 Values::Tiny => {
                     let shift = (bits % 80) as i32;
                     let scale = if dtype == DType::F16 { -10 - shift % 16 } else { -30 - shift };
                     bytes.extend(narrow(unit * 2.0_f32.powi(scale), dtype));
                 }
-                Values::Wild if bits % 4 != 0 => bytes.extend(narrow(unit * 4.0, dtype)),
+                Values::Wild if !bits.is_multiple_of(4) => bytes.extend(narrow(unit * 4.0, dtype)),
                 Values::Wild => bytes.extend(&random.next().to_le_bytes()[..size]),
             }
         }
