@@ -1,0 +1,104 @@
+"""Number formats and fused multiply-add in numpy, exact to the bit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from infer_accel.errors import DTypeError, ReadOnlyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from infer_accel._typing import Tensor
+
+    Float32 = NDArray[np.float32]
+
+__all__ = ["dtype_name", "fma", "read", "round_bfloat16", "widen_bfloat16", "write"]
+
+_CANONICAL_NAN = np.uint32(0x7FC00000)
+
+
+def fma(left: Float32, right: Float32, addend: Float32) -> Float32:
+    """Return ``left · right + addend`` with one rounding to float32, as the processor's instruction does.
+
+    The product of two float32 numbers is exact in float64. Its sum with the addend is rounded to odd there: cut
+    off, with the last bit set if anything was lost. float64 has more than two bits beyond float32, so rounding
+    such a number once more, to nearest, gives what rounding the exact sum would have given.
+    """
+    with np.errstate(all="ignore"):
+        product = left.astype(np.float64) * right.astype(np.float64)
+        wide = addend.astype(np.float64)
+        total = product + wide
+        # What the rounding of `total` lost, exactly (Knuth's TwoSum).
+        back = total - product
+        lost = (product - (total - back)) + (wide - back)
+        is_even = total.view(np.int64) % 2 == 0
+        toward = np.where(lost > 0, np.inf, -np.inf)
+        inexact = np.isfinite(total) & (lost != 0) & is_even
+        odd = np.where(inexact, np.nextafter(total, toward), total)
+        return odd.astype(np.float32)
+
+
+def round_bfloat16(values: Float32) -> NDArray[np.uint16]:
+    """Return the bits of the nearest bfloat16 numbers, ties to even; NaN becomes the canonical NaN."""
+    bits = np.where(np.isnan(values), _CANONICAL_NAN, values.view(np.uint32)).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def widen_bfloat16(bits: NDArray[np.uint16]) -> Float32:
+    """Return bfloat16 numbers, given by their bits, as float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return the name of a tensor's number format, "float32" for ``torch.float32``."""
+    return str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
+
+
+def _bits(tensor: Tensor) -> NDArray[np.uint16]:
+    """Return a view of 16-bit numbers that numpy has no name for."""
+    array = tensor
+    if hasattr(tensor, "numpy"):  # torch: its own view, for numpy would refuse the dtype
+        import torch  # noqa: PLC0415 - it is there if one of its tensors is
+
+        array = tensor.detach().view(torch.int16).numpy()
+    return array.view(np.uint16)  # type: ignore[attr-defined, no-any-return]
+
+
+def _array(tensor: Tensor) -> NDArray[np.generic]:
+    if hasattr(tensor, "numpy"):
+        tensor = tensor.detach().numpy()  # type: ignore[attr-defined]
+    return np.asarray(tensor)
+
+
+def read(tensor: Tensor, name: str) -> Float32:
+    """Return a tensor of float32, float16 or bfloat16 as a new float32 array."""
+    kind = dtype_name(tensor)
+    if kind == "bfloat16":
+        return widen_bfloat16(_bits(tensor))
+    if kind in {"float32", "float16"}:
+        with np.errstate(invalid="ignore"):
+            return _array(tensor).astype(np.float32)
+    message = f"{name} is of {kind}; allowed: float32, float16, bfloat16: convert it first"
+    raise DTypeError(message, code="lora.dtype.unsupported")
+
+
+def write(tensor: Tensor, values: Float32) -> None:
+    """Round float32 numbers to the format of a tensor and store them there; NaN becomes the canonical NaN."""
+    values = np.where(np.isnan(values), _CANONICAL_NAN.view(np.float32), values)
+    kind = dtype_name(tensor)
+    target: NDArray[np.generic]
+    convert: Callable[[Float32], NDArray[np.generic]]
+    if kind == "bfloat16":
+        target, convert = _bits(tensor), round_bfloat16
+    else:
+        target, convert = _array(tensor), lambda wide: wide.astype(kind)
+    if not target.flags.writeable:
+        message = f"a read-only tensor of {kind} came as a target; pass one that may be written, or a copy"
+        raise ReadOnlyError(message, code="read_only")
+    with np.errstate(over="ignore"):
+        target[...] = convert(values)

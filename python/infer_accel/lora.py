@@ -1,0 +1,163 @@
+"""LoRA adapters on a CPU: merged into weights, and applied to activations, at the speed of memory.
+
+Every array argument takes numpy arrays (``ml_dtypes`` formats included), torch tensors and whatever else exports
+DLPack, without a copy and with any strides. Results are defined to the bit; ``infer_accel.reference.lora`` is
+that definition in numpy.
+
+Examples
+--------
+>>> import numpy as np
+>>> from infer_accel import lora
+>>> weight = np.zeros((2, 3), np.float32)
+>>> lora.merge_weights(weight, np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), scaling=0.5)
+>>> weight
+array([[0.5, 0.5, 0.5],
+       [0.5, 0.5, 0.5]], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infer_accel import _backend
+
+if TYPE_CHECKING:
+    from infer_accel._typing import Tensor
+
+__all__ = ["apply_adapter", "merge_weights"]
+
+_core = _backend.load("lora")
+
+
+def merge_weights(
+    weight: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float = 1.0,
+    out: Tensor | None = None,
+    num_threads: int | None = None,
+) -> None:
+    """Add ``scaling · lora_B @ lora_A`` to a weight, in place.
+
+    The sum is accumulated in float32 in one order for every processor and number of threads and rounded once, to
+    the weight's own format; no delta-sized array is made.
+
+    Parameters
+    ----------
+    weight
+        ``[out_features, in_features]`` of float32, float16 or bfloat16, any strides; a transposed view
+        (``fan_in_fan_out``) is as fast as a plain one. Written, unless `out` is given.
+    lora_A
+        ``[rank, in_features]`` of float32, float16 or bfloat16.
+    lora_B
+        ``[out_features, rank]`` of float32, float16 or bfloat16; its format may differ from `lora_A`'s.
+    scaling
+        What the product is multiplied by: ``alpha / rank``, or ``alpha / sqrt(rank)``. Rounded to float32 once.
+    out
+        Where the result goes instead: shape and dtype of `weight`, and memory of its own (or `weight` itself).
+    num_threads
+        The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process. The result
+        does not depend on it.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        Shapes or formats that do not fit; the message says which.
+    ReadOnlyError, OverlapError, LayoutError
+        A target that may not be written, that shares memory with an argument that is read, or that names an
+        element twice.
+    GradientError, DeviceError
+        A torch tensor whose gradient is being recorded, or that lies on another device.
+    ArgumentError
+        A `scaling` that is not finite in float32, or a `num_threads` below 1.
+
+    Notes
+    -----
+    ``sum = 0``, then ``sum = fma(lora_B[i, k], lora_A[k, j], sum)`` for each `k`, then
+    ``weight[i, j] = round(fma(scaling, sum, weight[i, j]))``, to nearest even. `k` ascends, except between two
+    bfloat16 matrices: 1, 0, 3, 2, … there, the order of the instruction ``vdpbf16ps``. Subnormal numbers are kept. A
+    result that is not a number is the positive quiet NaN. Zeros follow IEEE 754: −0.0 plus a delta of +0.0 is +0.0.
+    With rank 0 every bit stays.
+
+    Nothing is written when an error is raised. The work is ``out · in · rank`` multiplications and one pass over
+    the weight; the memory does not grow with the weight.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weight = np.array([[1, 2], [3, 4]], np.float32)
+    >>> lora_A = np.array([[1, 10]], np.float32)
+    >>> lora_B = np.array([[0.5], [-0.5]], np.float32)
+    >>> merge_weights(weight, lora_A, lora_B, scaling=2.0)
+    >>> weight
+    array([[ 2., 12.],
+           [ 2., -6.]], dtype=float32)
+
+    References
+    ----------
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
+    """
+    _core.merge_weights(weight, lora_A, lora_B, scaling=scaling, out=out, num_threads=num_threads)
+
+
+def apply_adapter(
+    x: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float = 1.0,
+    out: Tensor,
+    num_threads: int | None = None,
+) -> None:
+    """Add ``scaling · (x @ lora_A.T) @ lora_B.T`` to the output of a layer.
+
+    What lies between the two products stays in float32, and `out` is rounded once. The result of a token has the
+    same bits whatever batch it comes in, whatever the number of threads.
+
+    Parameters
+    ----------
+    x
+        ``[tokens, in_features]`` of float32, float16 or bfloat16, any strides.
+    lora_A
+        ``[rank, in_features]`` of float32, float16 or bfloat16.
+    lora_B
+        ``[out_features, rank]`` of float32, float16 or bfloat16.
+    scaling
+        What the product is multiplied by: ``alpha / rank``, or ``alpha / sqrt(rank)``. Rounded to float32 once.
+    out
+        ``[tokens, out_features]`` of float32, float16 or bfloat16, any strides: what the layer itself computed. Added
+        to. The formats of the four may differ.
+    num_threads
+        The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        Shapes or formats that do not fit; the message says which.
+    ReadOnlyError, OverlapError, LayoutError
+        An `out` that may not be written, that shares memory with another argument, or that names an element twice.
+    GradientError, DeviceError
+        A torch tensor whose gradient is being recorded, or that lies on another device.
+    ArgumentError
+        A `scaling` that is not finite in float32, or a `num_threads` below 1.
+
+    Notes
+    -----
+    Let ``m = |scaling| · |x| @ |lora_A|.T @ |lora_B|.T``. Short of overflow and underflow, the result differs from the
+    exact one, ``y``, by at most ``(⌈in_features / 16⌉ + rank + 6) · 2⁻²⁴ · 1.01 m + (u + 2⁻²³) · |y|``, where ``u`` is
+    2⁻²⁴, 2⁻¹¹ or 2⁻⁸ for an `out` of float32, float16 or bfloat16. The order of accumulation is part of
+    ``infer_accel.reference.lora``.
+
+    Nothing is written when an error is raised. The work is ``tokens · rank · (in + out)`` multiplications.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1, 2]], np.float32)
+    >>> out = np.full((1, 3), 0.5, np.float32)
+    >>> apply_adapter(x, np.ones((1, 2), np.float32), np.array([[1], [0], [-1]], np.float32), out=out)
+    >>> out
+    array([[ 3.5,  0.5, -2.5]], dtype=float32)
+    """
+    _core.apply_adapter(x, lora_A, lora_B, scaling=scaling, out=out, num_threads=num_threads)
