@@ -52,34 +52,42 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
-def claim(block: Block, statement: ast.stmt) -> str | None:
-    """Return what the comment `# -> value` behind an expression says that its value looks like."""
-    if not isinstance(statement, ast.Expr):
-        return None
-    last = block.code.splitlines()[(statement.end_lineno or statement.lineno) - 1]
-    found = _CLAIM.search(last[statement.end_col_offset or 0 :])
-    return found["value"].strip() if found else None
+class Claims(ast.NodeTransformer):
+    """Turns each expression with `# -> value` behind it into a comparison with that value."""
+
+    def __init__(self, block: Block) -> None:
+        self.lines = block.code.splitlines()
+        self.found = 0
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
+        claim = _CLAIM.search(self.lines[(node.end_lineno or node.lineno) - 1])
+        if claim is None:
+            return node
+        self.found += 1
+        arguments = [node.value, ast.Constant(claim["value"].strip()), ast.Constant(node.lineno)]
+        return ast.Expr(ast.Call(ast.Name("_expect", ast.Load()), arguments, []))
 
 
 def run(block: Block, namespace: dict[str, object]) -> None:
     """Run a block; every expression with `# -> value` behind it must have that value."""
-    module = ast.parse(block.code)
-    for statement in module.body:
-        expected = claim(block, statement)
-        ast.increment_lineno(statement, block.line)
-        if expected is None or not isinstance(statement, ast.Expr):
-            exec(compile(ast.Module([statement], []), str(block.page), "exec"), namespace)
-        else:
-            value = eval(compile(ast.Expression(statement.value), str(block.page), "eval"), namespace)
-            assert repr(value) == expected, f"{block.page.name}, line {statement.lineno}"
+
+    def expect(value: object, claimed: str, line: int) -> None:
+        assert repr(value) == claimed, f"{block.page.name}, line {block.line + line}"
+
+    claims = Claims(block)
+    module = ast.fix_missing_locations(claims.visit(ast.parse(block.code)))
+    assert claims.found == block.code.count("# ->"), "a claim that belongs to no expression is never checked"
+    ast.increment_lineno(module, block.line)
+    namespace["_expect"] = expect
+    exec(compile(module, str(block.page), "exec"), namespace)
 
 
 def test_runner_sees_what_is_wrong(tmp_path: Path) -> None:
     """A runner that lets everything pass would be worse than none."""
     page = tmp_path / "page.md"
-    page.write_text("text\n\n```python\nx = 1\nx + 1  # -> 2\nx  # -> 2\n```\n")
+    page.write_text("text\n\n```python\nx = 1\nx + 1  # -> 2\nif x:\n    x  # -> 2\n```\n")
     (block,) = blocks(page)
-    with pytest.raises(AssertionError, match=r"page\.md, line 6"):
+    with pytest.raises(AssertionError, match=r"page\.md, line 7"):
         run(block, {})
 
 
