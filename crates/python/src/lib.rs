@@ -27,17 +27,21 @@ mod _native {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+    /// Where the package puts this module.
+    const NAME: &str = "infer_accel._native";
+
     #[pymodule_init]
-    fn finish(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    fn finish(py: Python<'_>) -> PyResult<()> {
         if let Some(problem) = infer_accel_tensor::simd::check_variable() {
             return Err(PyImportError::new_err(problem));
         }
         // What `import infer_accel._native.lora`, pickle and the checker of the stubs look up by dotted name.
-        let loaded = module.py().import("sys")?.getattr("modules")?;
-        let parent = module.name()?;
+        // (An argument for the module itself would mark it as incomplete in its stub.)
+        let loaded = py.import("sys")?.getattr("modules")?;
+        let module = loaded.get_item(NAME)?.cast_into::<PyModule>()?;
         for (name, value) in module.dict() {
             if value.is_instance_of::<PyModule>() {
-                loaded.set_item(format!("{parent}.{name}"), value)?;
+                loaded.set_item(format!("{NAME}.{name}"), value)?;
             }
         }
         Ok(())
