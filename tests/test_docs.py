@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import sys
 import textwrap
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
 #: What the package does without, and an example may use: the page is skipped where it is missing.
 OPTIONAL = frozenset({"cbor2", "ml_dtypes", "tiktoken", "tokenizers", "torch"})
@@ -179,6 +180,22 @@ def test_every_option_of_the_command_line_is_explained() -> None:
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", sections[name])) == wanted, name
 
 
+def test_every_environment_variable_is_explained() -> None:
+    page = (DOCS / "environment.md").read_text(encoding="utf-8")
+    sources = chain(ROOT.glob("crates/*/src/**/*.rs"), ROOT.glob("python/infer_accel/**/*.py"))
+    named = {name for file in sources for name in re.findall(r"INFER_ACCEL_[A-Z_]+", file.read_text("utf-8"))}
+    assert named == set(re.findall(r"^## (INFER_ACCEL_[A-Z_]+)$", page, re.MULTILINE))
+
+
+# Links ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
 # Figures ----------------------------------------------------------------------------------------------------
 
 
@@ -197,3 +214,49 @@ def render_table() -> ModuleType:
 def test_tables_are_those_of_the_record(name: str, render_table: ModuleType) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
     assert render_table.rendered(page, ROOT / name) == page, "run benches/render_table.py and commit"
+
+
+def record(date: str, ours: float) -> str:
+    machine = {
+        "cpu": "A processor",
+        "cores": 2,
+        "simd": {"detected": "avx2", "used": "avx2"},
+        "system": "Linux",
+        "python": "CPython 3.11",
+        "date": date,
+        "quick": False,
+        "rivals": {"numpy": "2.4"},
+        "absent": {"vllm": "pip install vllm"},
+        "limits": {"copy bandwidth": 2e10},
+    }
+    copy: dict[str, object] = {"part": "kvcache", "case": "copy | 4 KiB", "unit": "GB/s", "better": "higher"}
+    copy |= {"ours": ours, "peers": {"numpy": 2.0, "torch": 5.0}, "limit": 20.0, "efficiency": 0.5}
+    alone: dict[str, object] = {"part": "lora", "case": "merge", "unit": "ms", "better": "lower"}
+    alone |= {"ours": 0.25, "peers": {}, "limit": None, "efficiency": None}
+    return json.dumps({"machine": machine, "rows": [copy, alone]})
+
+
+def test_the_newest_record_is_rendered(
+    render_table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "benches" / "record"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(render_table, "ROOT", tmp_path)
+    monkeypatch.setattr(render_table, "RECORDS", folder)
+    (folder / "z.json").write_text(record("2026-01-01T00:00:00+00:00", 8.0))
+    (folder / "a.json").write_text(record("2026-02-01T00:00:00+00:00", 10.0))
+    page = "before\n<!-- table: {} -->\nold\n<!-- end of table -->\nafter\n"
+    short = render_table.rendered(page.format("short"), tmp_path / "README.md")
+    full = render_table.rendered(page.format("full"), tmp_path / "docs" / "performance.md")
+    assert r"| copy \| 4 KiB | **10.0** GB/s | torch 5.00 | ×2.00 | 50% |" in short.splitlines()
+    assert "| merge | **0.250** ms | – | – | – |" in short.splitlines()
+    assert "[`benches/record/a.json`](benches/record/a.json)" in short
+    assert (
+        r"| copy \| 4 KiB | **10.0** GB/s | torch 5.00, numpy 2.00 | ×2.00 | 20.0 | 50% |"
+        in full.splitlines()
+    )
+    assert "vllm" in full
+    for text in (short, full):
+        assert text.startswith("before\n")
+        assert text.endswith("<!-- end of table -->\nafter\n")
+        assert "old" not in text.split()
