@@ -5,7 +5,8 @@
 
 No figure in the documentation is typed by hand: the newest record in `benches/record/` is the source of all,
 and a test fails where a page says something else. A page marks the place with `<!-- table: short -->` (or
-`full`) and `<!-- end of table -->`.
+`full`) and `<!-- end of table -->`. The full table has every row and every rival. The short one has a row for
+each operation: the case in which it is least ahead of its best rival, so that nobody picks the cherries.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from infer_accel.bench.report import format_value
 from infer_accel.bench.rows import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from infer_accel.bench.rows import Row
 
@@ -61,19 +62,54 @@ def _no_record() -> list[str]:
 
 def _lines(record: Path, page: Path, *, full: bool) -> Iterator[str]:
     yield _provenance(record, page)
-    for part, rows in groupby(read_rows(record), key=lambda row: row.part):
+    for part, group in groupby(read_rows(record), key=lambda row: row.part):
         yield ""
-        if full:
-            yield f"| {part} | infer-accel | rivals, the best first | ratio | limit | share of it |"
-            yield "|---|--:|---|--:|--:|--:|"
-        else:
-            yield f"| {part} | infer-accel | the best rival | ratio | of the limit |"
-            yield "|---|--:|---|--:|--:|"
-        for row in rows:
-            yield _full_row(row) if full else _short_row(row)
+        yield from (_full_table if full else _short_table)(part, list(group))
     if full:
         yield ""
         yield from _notes(_machine(record))
+
+
+def _full_table(part: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"| {part} | infer-accel | rivals, the best first | ratio | limit | share of it |"
+    yield "|---|--:|---|--:|--:|--:|"
+    for row in rows:
+        peers = ", ".join(f"{name} {format_value(value)}" for name, value in row.ranked_peers()) or "–"
+        limit = "–" if row.limit is None else format_value(row.limit)
+        yield _cells(row.case, _value(row), peers, _ratio(row.ratio), limit, _share(row))
+
+
+def _short_table(part: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"| {part}: the hardest case | infer-accel | its best rival | ratio | of the limit | all cases |"
+    yield "|---|--:|---|--:|--:|---|"
+    operations: dict[str, list[Row]] = {}
+    for row in rows:
+        operations.setdefault(_operation(row.case), []).append(row)
+    for cases in operations.values():
+        hardest = min(cases, key=lambda row: (row.ratio is None, row.ratio or 0.0))
+        best = next((f"{name} {format_value(value)}" for name, value in hardest.ranked_peers()), "–")
+        yield _cells(
+            hardest.case, _value(hardest), best, _ratio(hardest.ratio), _share(hardest), _range(cases)
+        )
+
+
+def _operation(case: str) -> str:
+    """Return the words of a case's name before its sizes and options: what is done, not to what."""
+    words = []
+    for word in case.split():
+        if any(letter.isdigit() for letter in word):
+            break
+        words.append(word.rstrip(","))
+        if word.endswith(","):
+            break
+    return " ".join(words)
+
+
+def _range(cases: Sequence[Row]) -> str:
+    ratios = [row.ratio for row in cases if row.ratio is not None]
+    if len(ratios) < 2:
+        return f"{len(cases)}"
+    return f"{len(cases)}: {_ratio(min(ratios))} to {_ratio(max(ratios))}"
 
 
 def _provenance(record: Path, page: Path) -> str:
@@ -99,17 +135,6 @@ def _notes(machine: dict[str, Any]) -> Iterator[str]:
         yield f"Not installed in this run, so not measured against: {', '.join(machine['absent'])}."
 
 
-def _short_row(row: Row) -> str:
-    best = next((f"{name} {format_value(value)}" for name, value in row.ranked_peers()), "–")
-    return _cells(row.case, _value(row), best, _ratio(row), _share(row))
-
-
-def _full_row(row: Row) -> str:
-    peers = ", ".join(f"{name} {format_value(value)}" for name, value in row.ranked_peers()) or "–"
-    limit = "–" if row.limit is None else format_value(row.limit)
-    return _cells(row.case, _value(row), peers, _ratio(row), limit, _share(row))
-
-
 def _cells(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
@@ -118,8 +143,8 @@ def _value(row: Row) -> str:
     return f"**{format_value(row.ours)}** {row.unit}"
 
 
-def _ratio(row: Row) -> str:
-    return "–" if row.ratio is None else f"×{format_value(row.ratio)}"
+def _ratio(ratio: float | None) -> str:
+    return "–" if ratio is None else f"×{format_value(ratio)}"
 
 
 def _share(row: Row) -> str:
