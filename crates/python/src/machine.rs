@@ -31,7 +31,9 @@ pub(crate) mod machine {
         let kind = match kind {
             "f32" => FmaKind::F32,
             "bf16" => FmaKind::Bf16,
-            _ => return Err(PyValueError::new_err(format!("kind {kind:?} is not known; allowed: f32, bf16"))),
+            _ => {
+                return Err(PyValueError::new_err(format!("kind {kind:?} is not known; allowed: f32, bf16")));
+            }
         };
         Ok(py.detach(|| machine::fma_rate(kind, num_threads)))
     }
