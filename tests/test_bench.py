@@ -183,6 +183,18 @@ class TestTiming:
         assert timed == "abaabaaba"
         assert measured.rounds == 6
 
+    def test_fresh_input_is_never_met_twice(self, clock: Clock) -> None:
+        parts_left = list(range(12))
+
+        def run() -> float:
+            parts_left.pop()
+            clock.now += 1e-6
+            return 7.0
+
+        case = Case("count", cost("s", 1), 1, Contender("infer-accel", run, expect(7.0)), fresh_calls=12)
+        assert measure_case(case, seconds=1.0).rounds == 9
+        assert parts_left == []
+
     def test_the_median_ignores_one_slow_round(self, clock: Clock) -> None:
         calls = iter(range(10**9))
 

@@ -46,6 +46,8 @@ Rules
   ``check=None`` for a rival means "not comparable bit for bit, by its own design": say why in a comment.
 - Calls of microseconds: leave ``prepare`` out where a repeated call does the same work, and the harness
   repeats the call inside one sample (20 microseconds of clock and loop would otherwise be measured).
+- Where caches must not help, each call takes the next part of the input, and ``fresh_calls`` says how many parts
+  there are: no more calls are made than that, and none is repeated inside a sample.
 - A rival that is much slower may do a part of the work: give it its own ``work``.
 - ``bench.quick`` asks for fewer cases and smaller input, not for a different kind of input: a part should
   take at most 30 seconds then, imports and oracles included.
@@ -159,6 +161,8 @@ class Case:
     peers: Sequence[Contender] = ()
     floor: Floor | None = None
     threads: int = 1
+    #: Calls of each contender that meet input it has not seen, checks included; None where input may repeat.
+    fresh_calls: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,8 @@ _CLOCK_STEP = 1e-9
 #: Who takes longer than this for one call is asked three times only: a rival may be a thousand times slower.
 _SLOW_CALL = 0.5
 _ROUNDS_OF_THE_SLOW = 3
+#: Two checks and a rehearsal.
+_CALLS_BESIDE_ROUNDS = 3
 
 
 def measure_case(case: Case, *, seconds: float, progress: Callable[[str], None] | None = None) -> Measured:
@@ -236,7 +242,7 @@ def measure_case(case: Case, *, seconds: float, progress: Callable[[str], None] 
         rivals, left_out = _fit_rivals(case)
         contenders = [case.ours, *rivals]
         say("timing")
-        samples = _time(contenders, seconds)
+        samples = _time(contenders, seconds, case.fresh_calls)
         _validate(case, "after timing")
     medians = {who.name: statistics.median(times) for who, times in zip(contenders, samples, strict=True)}
     return Measured(medians, left_out, len(samples[0]), _spread(samples[0]))
@@ -276,10 +282,10 @@ def _fit_rivals(case: Case) -> tuple[list[Contender], dict[str, str]]:
     return fit, left_out
 
 
-def _time(contenders: Sequence[Contender], seconds: float) -> list[list[float]]:
+def _time(contenders: Sequence[Contender], seconds: float, fresh_calls: int | None) -> list[list[float]]:
     """Return each contender's seconds a call in the rounds that it took part in."""
     share = seconds / len(contenders)
-    paces = [_Pace.of(who, share) for who in contenders]
+    paces = [_Pace.of(who, share, fresh_calls) for who in contenders]
     rounds = max(pace.rounds for pace in paces)
     samples: list[list[float]] = [[] for _ in contenders]
     collecting = gc.isenabled()
@@ -305,16 +311,18 @@ class _Pace:
     rounds: int
 
     @classmethod
-    def of(cls, who: Contender, share: float) -> _Pace:
+    def of(cls, who: Contender, share: float, fresh_calls: int | None) -> _Pace:
         count = 1
         seconds = _sample(who, count)
-        # A call that must be prepared cannot be repeated inside a sample.
-        while who.prepare is None and seconds * count < _SHORTEST_SAMPLE:
+        # A call that must be prepared, or meets fresh input, cannot be repeated inside a sample.
+        repeatable = who.prepare is None and fresh_calls is None
+        while repeatable and seconds * count < _SHORTEST_SAMPLE:
             count = max(2 * count, min(1 << 20, int(_SHORTEST_SAMPLE / max(seconds, 1e-9))))
             seconds = _sample(who, count)
         at_least = _ROUNDS_AT_LEAST if seconds < _SLOW_CALL else _ROUNDS_OF_THE_SLOW
-        rounds = int(share / max(seconds * count, 1e-9))
-        return cls(count, max(at_least, min(_ROUNDS_AT_MOST, rounds)))
+        at_most = _ROUNDS_AT_MOST if fresh_calls is None else fresh_calls - _CALLS_BESIDE_ROUNDS
+        rounds = max(at_least, int(share / (seconds * count)))
+        return cls(count, max(1, min(at_most, rounds)))
 
     def takes_part(self, turn: int, rounds: int) -> bool:
         """Whether `turn` of `rounds` is one of this contender's, which lie evenly among them."""
