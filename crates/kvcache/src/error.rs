@@ -221,6 +221,18 @@ pub enum KvCacheError {
         /// Shape of the target.
         target_shape: Vec<usize>,
     },
+    /// A packed tensor whose pages are not one to an id.
+    #[error("layer {layer} has {pages} pages at the {side} for {ids} ids; pass one page for each id")]
+    PackedPages {
+        /// Position of the layer.
+        layer: usize,
+        /// `"source"` or `"target"`.
+        side: &'static str,
+        /// Its pages.
+        pages: usize,
+        /// Ids that came.
+        ids: usize,
+    },
     /// A page id that a layer does not have.
     #[error("row {row} names {side} page {id}; there are pages 0 to {} (of {pages})", *pages as i64 - 1)]
     PageId {
@@ -291,7 +303,8 @@ impl KvCacheError {
             | Self::ExtraKeysCount { .. }
             | Self::HashCount { .. }
             | Self::LayerCount { .. }
-            | Self::PageShape { .. } => ErrorKind::Shape,
+            | Self::PageShape { .. }
+            | Self::PackedPages { .. } => ErrorKind::Shape,
             Self::OutOfBlocks { .. } => ErrorKind::OutOfBlocks,
             Self::StaleBlock { .. } => ErrorKind::StaleBlock,
             Self::Invariant { .. } => ErrorKind::Internal,
@@ -336,6 +349,7 @@ impl KvCacheError {
             Self::PageAxis { .. } => "argument.axis",
             Self::PageDType { .. } => "dtype.pages",
             Self::PageShape { .. } => "shape.pages",
+            Self::PackedPages { .. } => "shape.packed_pages",
             Self::PageId { .. } => "id.page",
             Self::RepeatedTarget { .. } => "id.repeated_target",
             Self::SourceIsTarget { .. } => "overlap.source_is_target",

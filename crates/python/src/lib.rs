@@ -2,6 +2,7 @@
 //! no policy lives here.
 
 mod errors;
+mod kvcache;
 mod lora;
 mod machine;
 mod run;
@@ -13,6 +14,9 @@ mod tensor;
 mod _native {
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::kvcache::kvcache;
 
     #[pymodule_export]
     use crate::lora::lora;

@@ -45,6 +45,48 @@ pub fn copy_pages(
     copy_pages_with(simd::tier(), sources, targets, mapping, options)
 }
 
+/// Copies, in every layer, page `ids[i]` of the source to page `i` of the target, which has as many pages as ids.
+pub fn gather_pages(
+    sources: &[TensorRef<'_>],
+    ids: &[i64],
+    targets: &mut [TensorMut<'_>],
+    options: &CopyOptions<'_>,
+) -> Result<(), KvCacheError> {
+    check_packed("target", targets.iter().map(TensorMut::shape), ids.len(), options.axis)?;
+    let mapping: Vec<_> = ids.iter().zip(0..).map(|(&id, packed)| [id, packed]).collect();
+    copy_pages(sources, targets, &mapping, options)
+}
+
+/// Copies, in every layer, page `i` of the source, which has as many pages as ids, to page `ids[i]` of the target.
+pub fn scatter_pages(
+    sources: &[TensorRef<'_>],
+    targets: &mut [TensorMut<'_>],
+    ids: &[i64],
+    options: &CopyOptions<'_>,
+) -> Result<(), KvCacheError> {
+    check_packed("source", sources.iter().map(TensorRef::shape), ids.len(), options.axis)?;
+    let mapping: Vec<_> = ids.iter().zip(0..).map(|(&id, packed)| [packed, id]).collect();
+    copy_pages(sources, targets, &mapping, options)
+}
+
+/// Whether every layer of the packed side has one page for each id; a missing axis is reported later.
+fn check_packed<'a>(
+    side: &'static str,
+    shapes: impl Iterator<Item = &'a [usize]>,
+    ids: usize,
+    axis: usize,
+) -> Result<(), KvCacheError> {
+    for (layer, shape) in shapes.enumerate() {
+        match shape.get(axis) {
+            Some(&pages) if pages != ids => {
+                return Err(KvCacheError::PackedPages { layer, side, pages, ids });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn copy_pages_with(
     tier: Tier,
     sources: &[TensorRef<'_>],

@@ -244,6 +244,32 @@ fn bad_calls_are_named_and_write_nothing() {
 }
 
 #[test]
+fn packed_pages_are_gathered_and_scattered() {
+    let pages: Vec<u16> = (0..12).collect();
+    let mut packed = [0_u16; 6];
+    let source = TensorRef::from_slice(&pages, &[4, 3]).unwrap();
+    let options = CopyOptions::default();
+    let view = TensorMut::from_slice(&mut packed, &[2, 3]).unwrap();
+    gather_pages(&[source], &[3, 1], &mut [view], &options).unwrap();
+    assert_eq!(packed, [9, 10, 11, 3, 4, 5]);
+    let view = TensorMut::from_slice(&mut packed, &[2, 3]).unwrap();
+    let short = gather_pages(&[source], &[3], &mut [view], &options);
+    assert_eq!(short.unwrap_err().code(), "shape.packed_pages");
+
+    let mut target = [0_u16; 9];
+    let source = TensorRef::from_slice(&packed, &[2, 3]).unwrap();
+    let view = TensorMut::from_slice(&mut target, &[3, 3]).unwrap();
+    scatter_pages(&[source], &mut [view], &[2, 0], &options).unwrap();
+    assert_eq!(target, [3, 4, 5, 0, 0, 0, 9, 10, 11]);
+    let view = TensorMut::from_slice(&mut target, &[3, 3]).unwrap();
+    let twice = scatter_pages(&[source], &mut [view], &[2, 2], &options);
+    assert_eq!(twice.unwrap_err().code(), "id.repeated_target");
+    let view = TensorMut::from_slice(&mut target, &[3, 3]).unwrap();
+    let long = scatter_pages(&[source], &mut [view], &[2, 0, 1], &options);
+    assert_eq!(long.unwrap_err().code(), "shape.packed_pages");
+}
+
+#[test]
 fn a_page_is_not_both_read_and_written() {
     let mut bytes: Vec<u8> = (0..12).collect();
     let mut within = |mapping: &[[i64; 2]]| {

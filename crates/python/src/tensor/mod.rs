@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // the one place where addresses come out of Python objects
 
 mod buffer;
+mod bytes;
 mod dlpack;
 mod exchange;
 mod ids;
@@ -17,6 +18,7 @@ use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 
+pub(crate) use bytes::ByteTable;
 pub(crate) use ids::IntTable;
 
 use crate::errors::NativeError;

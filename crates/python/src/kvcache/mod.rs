@@ -1,0 +1,32 @@
+//! Paged KV-cache blocks: see the typed module `infer_accel.kvcache`.
+
+mod copy;
+mod count;
+mod extra_keys;
+mod hash;
+mod pool;
+
+use infer_accel_kvcache::KvCacheError;
+
+use crate::errors::NativeError;
+
+impl From<KvCacheError> for NativeError {
+    fn from(error: KvCacheError) -> Self {
+        let native = Self::new(error.kind(), error.code(), error.to_string());
+        match error {
+            KvCacheError::OutOfBlocks { needed, free } => native.with("needed", needed).with("free", free),
+            _ => native,
+        }
+    }
+}
+
+/// Paged KV-cache blocks.
+#[pyo3::pymodule]
+pub(crate) mod kvcache {
+    #[pymodule_export]
+    use super::copy::{page_copy, page_gather, page_scatter};
+    #[pymodule_export]
+    use super::hash::{hash_blocks, none_hash};
+    #[pymodule_export]
+    use super::pool::BlockPool;
+}

@@ -1,0 +1,29 @@
+"""Paged KV-cache blocks: name them by hash, lend them out, move their pages.
+
+A *block* holds the keys and values of `block_size` consecutive tokens; a *page* is a block's memory in one
+tensor. :func:`hash_blocks` names a full block by its whole prefix, byte for byte as vLLM does.
+:class:`BlockPool` lends blocks to requests, counts references and finds cached prefixes. :func:`page_copy`
+moves pages between tensors of any layout.
+
+The functions take numpy arrays and CPU tensors of torch (bfloat16 and float8 included) without a copy. Small
+integer tables (ids, handles, mappings, hashes) are copied privately before they are checked.
+"""
+
+from __future__ import annotations
+
+from infer_accel.kvcache._copy import page_copy, page_gather, page_scatter
+from infer_accel.kvcache._hash import Algorithm, ExtraKey, hash_blocks, none_hash
+from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool, PoolStats
+
+__all__ = [
+    "NULL_BLOCK",
+    "Algorithm",
+    "BlockPool",
+    "ExtraKey",
+    "PoolStats",
+    "hash_blocks",
+    "none_hash",
+    "page_copy",
+    "page_gather",
+    "page_scatter",
+]
