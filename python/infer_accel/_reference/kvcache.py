@@ -158,19 +158,21 @@ class BlockPool:
 
     def retain(self, handles: Tensor | Sequence[int]) -> None:
         """Add a reference to each block."""
-        ids = self._live(handles)
-        for position, block in enumerate(ids):
-            if self._references[block] + ids[: position + 1].count(block) > _MAX_REFERENCES:
-                raise ArgumentError(f"block {block} has too many references", code="argument.references")
+        ids: list[int] = []
+        for handle in _flat(handles):
+            ids.append(self._live_one(handle))
+            if self._references[ids[-1]] + ids.count(ids[-1]) > _MAX_REFERENCES:
+                raise ArgumentError(f"block {ids[-1]} has too many references", code="argument.references")
         for block in filter(None, ids):
             self._references[block] += 1
 
     def free(self, handles: Tensor | Sequence[int]) -> None:
         """Take a reference from each block."""
-        ids = self._live(handles)
-        for position, block in enumerate(ids):
-            if block and ids[: position + 1].count(block) > self._references[block]:
-                raise StaleBlockError(f"block {block} is freed more often than held", code="blocks.stale")
+        ids: list[int] = []
+        for handle in _flat(handles):
+            ids.append(self._live_one(handle))
+            if ids[-1] and ids.count(ids[-1]) > self._references[ids[-1]]:
+                raise StaleBlockError(f"block {ids[-1]} is freed more often than held", code="blocks.stale")
         without_hash: list[int] = []
         with_hash: list[int] = []
         for block in filter(None, ids):
@@ -406,7 +408,7 @@ def _integers(values: object, code: str) -> npt.NDArray[np.int64]:
     array = np.asarray(values)
     if array.size == 0:
         return array.astype(np.int64)
-    if array.dtype.kind == "O" and all(isinstance(value, int) for value in array.flat):
+    if array.dtype.kind == "O" and array.ndim == 1 and all(isinstance(value, int) for value in array.flat):
         raise IdError("an id beyond 64 bits came", code="id.range")
     if array.dtype.kind not in "iu":
         raise DTypeError(f"{array.dtype} came where ids are expected", code=code)
