@@ -18,6 +18,9 @@ use super::count::Count;
 use crate::errors::NativeError;
 use crate::tensor::{ByteTable, IntTable};
 
+/// In the order of the fields of `PoolStats` in Python.
+type Stats = (usize, usize, usize, usize, u64, u64, u64, u64);
+
 /// Blocks of a KV cache: lent out, counted, remembered by hash, evicted.
 #[pyclass(frozen, module = "infer_accel._native.kvcache")]
 pub(super) struct BlockPool {
@@ -109,7 +112,7 @@ impl BlockPool {
     }
 
     /// Blocks: in all, free, used, cached; so far: allocated, evicted, asked for, found.
-    fn stats(&self, py: Python<'_>) -> PyResult<(usize, usize, usize, usize, u64, u64, u64, u64)> {
+    fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
         let stats = self.call(py, |pool| Ok(pool.stats()))?;
         Ok((
             stats.num_blocks,

@@ -37,8 +37,14 @@ impl IntTable {
     fn from_view(view: &TensorRef<'_>) -> Result<Self, NativeError> {
         let mut values = Vec::with_capacity(view.len());
         match view.dtype() {
-            DType::I64 if view.is_contiguous() => copy_dense::<i64>(view, &mut values),
-            DType::I32 if view.is_contiguous() => copy_dense::<i32>(view, &mut values),
+            DType::I64 if view.is_contiguous() => {
+                copy_dense::<i64>(view, &mut values);
+                Ok(())
+            }
+            DType::I32 if view.is_contiguous() => {
+                copy_dense::<i32>(view, &mut values);
+                Ok(())
+            }
             DType::I64 => copy(view, &mut values, |value: i64| Some(value)),
             DType::I32 => copy(view, &mut values, |value: i32| Some(value.into())),
             DType::I16 => copy(view, &mut values, |value: i16| Some(value.into())),
@@ -118,11 +124,10 @@ impl IntTable {
 }
 
 /// The common case, without a branch a number: token ids come by the ten thousand.
-fn copy_dense<T: Into<i64>>(view: &TensorRef<'_>, values: &mut Vec<i64>) -> Result<(), NativeError> {
+fn copy_dense<T: Into<i64>>(view: &TensorRef<'_>, values: &mut Vec<i64>) {
     let base = view.as_ptr().cast::<T>();
     // SAFETY: the view is contiguous, so each index below its length is an element.
     values.extend((0..view.len()).map(|index| unsafe { base.add(index).read_unaligned() }.into()));
-    Ok(())
 }
 
 fn copy<T: Copy>(
