@@ -55,7 +55,15 @@ impl BlockEncoder {
         let frames = algorithm.is_pickle() && body >= pickle::FRAME_TARGET_BYTES;
         let heads = if frames { body / pickle::FRAME_TARGET_BYTES * pickle::FRAME_HEAD_BYTES } else { 0 };
         buffer.resize(body + heads + TOKEN_STORE_BYTES + sha256::PADDING_BYTES, 0);
-        Self { kernel: Kernel::for_tier(tier), algorithm, buffer, parent_at, tokens_at, frames, padded_len: 0 }
+        Self {
+            kernel: Kernel::for_tier(tier),
+            algorithm,
+            buffer,
+            parent_at,
+            tokens_at,
+            frames,
+            padded_len: 0,
+        }
     }
 
     /// Serialises a block, but for its parent.
