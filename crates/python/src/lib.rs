@@ -8,6 +8,8 @@ mod machine;
 mod run;
 mod system;
 mod tensor;
+mod text;
+mod tokenize;
 
 /// The native core of infer-accel. Use the typed modules of ``infer_accel`` instead.
 #[pyo3::pymodule]
@@ -26,6 +28,9 @@ mod _native {
 
     #[pymodule_export]
     use crate::system::system;
+
+    #[pymodule_export]
+    use crate::tokenize::tokenize;
 
     /// The version of this build.
     #[pymodule_export]

@@ -66,13 +66,18 @@ impl Tokenizer {
         threads: usize,
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<usize>> {
-        let parts = in_tasks(texts, threads, stop, |range| {
-            let texts = texts.get(range).unwrap_or_default();
-            let count = |text: &&str| {
-                if truncation { self.count_encoded(text, options) } else { self.count(text, options) }
-            };
-            texts.iter().map(count).collect::<Result<Vec<usize>>>()
-        })?;
+        let parts = in_tasks(
+            texts,
+            |text| text.len(),
+            threads,
+            stop,
+            |texts| {
+                let count = |text: &&str| {
+                    if truncation { self.count_encoded(text, options) } else { self.count(text, options) }
+                };
+                texts.iter().map(count).collect::<Result<Vec<usize>>>()
+            },
+        )?;
         Ok(parts.concat())
     }
 

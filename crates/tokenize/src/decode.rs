@@ -1,5 +1,6 @@
 //! Ids to text.
 
+use crate::encode::in_tasks;
 use crate::error::{Result, TokenizeError};
 use crate::tokenizer::{Pipeline, Tokenizer};
 
@@ -59,8 +60,49 @@ impl Tokenizer {
         Ok(bytes)
     }
 
+    /// The texts of many lists of ids, one after the other in `ids`: list `i` is `ids[offsets[i]..offsets[i + 1]]`,
+    /// as [`crate::TokenBatch`] has them. `threads` and `stop` as for [`Tokenizer::encode_batch`].
+    ///
+    /// # Errors
+    /// [`TokenizeError::Offsets`], and as for [`Tokenizer::decode`].
+    pub fn decode_batch(
+        &self,
+        ids: &[u32],
+        offsets: &[i64],
+        skip_special_tokens: bool,
+        invalid: InvalidUtf8,
+        threads: usize,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<String>> {
+        let lists = cut(ids, offsets)?;
+        let parts = in_tasks(
+            &lists,
+            |list| list.len() * 8,
+            threads,
+            stop,
+            |lists| {
+                let decode = |list: &&[u32]| self.decode(list, skip_special_tokens, invalid);
+                lists.iter().map(decode).collect::<Result<Vec<String>>>()
+            },
+        )?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
     /// The error for an id that came from outside and is not even a number of the right kind.
     pub fn no_such_id(&self, id: i64) -> TokenizeError {
         self.vocabulary.no_such_id(id)
     }
+}
+
+/// The lists that the offsets cut `ids` into.
+fn cut<'i>(ids: &'i [u32], offsets: &[i64]) -> Result<Vec<&'i [u32]>> {
+    let bad = |position: usize| TokenizeError::Offsets { position, length: ids.len() };
+    if offsets.is_empty() {
+        return Err(bad(0));
+    }
+    let list = |(position, pair): (usize, &[i64])| {
+        let range = usize::try_from(pair[0]).ok().zip(usize::try_from(pair[1]).ok());
+        range.and_then(|(start, end)| ids.get(start..end)).ok_or_else(|| bad(position + 1))
+    };
+    offsets.windows(2).enumerate().map(list).collect()
 }

@@ -1,6 +1,5 @@
 //! Text to ids.
 
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use infer_accel_tensor::threads;
@@ -81,14 +80,20 @@ impl Tokenizer {
         threads: usize,
         stop: &dyn Fn() -> bool,
     ) -> Result<TokenBatch> {
-        let parts = in_tasks(texts, threads, stop, |range| {
-            let mut part = TokenBatch::default();
-            for text in texts.get(range).unwrap_or_default() {
-                self.encode_unpadded(text, options, &mut part.ids)?;
-                part.offsets.push(part.ids.len());
-            }
-            Ok(part)
-        })?;
+        let parts = in_tasks(
+            texts,
+            |text| text.len(),
+            threads,
+            stop,
+            |texts| {
+                let mut part = TokenBatch::default();
+                for text in texts {
+                    self.encode_unpadded(text, options, &mut part.ids)?;
+                    part.offsets.push(part.ids.len());
+                }
+                Ok(part)
+            },
+        )?;
         let batch = join(parts, texts.len());
         Ok(match &self.limits.padding {
             None => batch,
@@ -108,42 +113,42 @@ impl Tokenizer {
     }
 }
 
-/// Runs `work` over ranges of the texts and returns its results in order.
-pub(crate) fn in_tasks<T: Send>(
-    texts: &[&str],
+/// Runs `work` over parts of the items, each of [`TASK_BYTES`] or so by `bytes`, on at most `threads` threads, and
+/// returns its results in order.
+pub(crate) fn in_tasks<I: Sync, T: Send>(
+    items: &[I],
+    bytes: impl Fn(&I) -> usize,
     threads: usize,
     stop: &dyn Fn() -> bool,
-    work: impl Fn(Range<usize>) -> Result<T> + Sync,
+    work: impl Fn(&[I]) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let tasks = divide(texts);
+    let tasks = divide(items, bytes);
     let results: Vec<Mutex<Option<Result<T>>>> = tasks.iter().map(|_| Mutex::new(None)).collect();
     let run = |index: usize| {
         if let (Some(task), Some(result)) = (tasks.get(index), results.get(index)) {
-            let outcome = work(task.clone());
+            let outcome = work(task);
             *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }
     };
     threads::parallel_for_interruptible(threads, tasks.len(), stop, run)
         .map_err(|threads::Interrupted| TokenizeError::Interrupted)?;
     let finished = |result: Mutex<Option<Result<T>>>| {
-        result.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(Err(TokenizeError::Interrupted))
+        let outcome = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+        outcome.unwrap_or(Err(TokenizeError::Interrupted))
     };
     results.into_iter().map(finished).collect()
 }
 
-/// Consecutive ranges of texts, each of [`TASK_BYTES`] or so.
-fn divide(texts: &[&str]) -> Vec<Range<usize>> {
+/// Consecutive parts of the items.
+fn divide<I>(items: &[I], bytes: impl Fn(&I) -> usize) -> Vec<&[I]> {
     let mut tasks = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (index, text) in texts.iter().enumerate() {
-        bytes += text.len() + 64; // a text costs something even where it is empty
-        if bytes >= TASK_BYTES {
-            tasks.push(start..index + 1);
-            (start, bytes) = (index + 1, 0);
+    let (mut start, mut size) = (0, 0);
+    for (index, item) in items.iter().enumerate() {
+        size += bytes(item) + 64; // an item costs something even where it is empty
+        if size >= TASK_BYTES || index + 1 == items.len() {
+            tasks.push(&items[start..=index]);
+            (start, size) = (index + 1, 0);
         }
-    }
-    if start < texts.len() {
-        tasks.push(start..texts.len());
     }
     tasks
 }
@@ -174,9 +179,8 @@ mod tests {
         let long = "x".repeat(3 * TASK_BYTES);
         let short = vec!["abc"; 5000];
         for texts in [&[][..], &["a"], &[&long, "", &long], &short] {
-            let tasks = divide(texts);
-            let covered: Vec<usize> = tasks.iter().flat_map(Clone::clone).collect();
-            assert_eq!(covered, (0..texts.len()).collect::<Vec<_>>());
+            let tasks = divide(texts, |text| text.len());
+            assert_eq!(tasks.concat(), texts);
             assert!(tasks.iter().all(|task| !task.is_empty()));
         }
     }

@@ -99,6 +99,18 @@ pub enum TokenizeError {
         id: u32,
     },
 
+    /// Offsets do not cut a list of ids into parts.
+    #[error(
+        "the offsets do not cut {length} ids into parts: entry {position} is missing, below the one before it, or out \
+         of range; pass one more offset than there are texts, rising from 0 to the number of ids"
+    )]
+    Offsets {
+        /// The first offset that is wrong.
+        position: usize,
+        /// The number of ids.
+        length: usize,
+    },
+
     /// The decoded bytes are not UTF-8, and the caller asked for strictness.
     #[error(
         "the decoded bytes are not UTF-8 from byte {valid_up_to} on; pass errors=\"replace\" or \"ignore\", or use \
@@ -126,6 +138,7 @@ impl TokenizeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::IdOutOfRange { .. } | Self::UnassignedId { .. } => ErrorKind::Id,
+            Self::Offsets { .. } => ErrorKind::Argument,
             Self::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::Tokenizer,
         }
@@ -143,6 +156,7 @@ impl TokenizeError {
             Self::MissingByte { .. } => "tokenizer.missing_byte",
             Self::IdOutOfRange { .. } => "id.out_of_range",
             Self::UnassignedId { .. } => "id.unassigned",
+            Self::Offsets { .. } => "argument.offsets",
             Self::InvalidUtf8 { .. } => "tokenizer.invalid_utf8",
             Self::Pipeline { .. } => "tokenizer.pipeline",
             Self::Interrupted => "interrupted",

@@ -33,3 +33,4 @@ pub use encode::TokenBatch;
 pub use error::{Result, TokenizeError};
 pub use load::TiktokenOptions;
 pub use tokenizer::{EncodeOptions, Tokenizer};
+pub use vocabulary::MAX_ID;

@@ -7,7 +7,7 @@ use crate::load::byte_level;
 
 /// The greatest id that is served. The table has a row for each id below the greatest, so that a small file with a
 /// huge id must not ask for gigabytes; the largest vocabularies in use have about 2^18 tokens.
-pub(crate) const MAX_ID: u32 = (1 << 24) - 1;
+pub const MAX_ID: u32 = (1 << 24) - 1;
 
 const ASSIGNED: u8 = 1;
 const PRINTABLE: u8 = 2;

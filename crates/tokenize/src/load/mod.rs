@@ -2,6 +2,7 @@
 
 pub(crate) mod bpe_model;
 pub(crate) mod byte_level;
+mod directory;
 mod tiktoken;
 mod tokenizer_json;
 mod well_known;
