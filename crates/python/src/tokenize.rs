@@ -123,14 +123,6 @@ pub(crate) mod tokenize {
             eos_token: Option<String>,
         ) -> PyResult<Self> {
             run(py, usize::MAX, || {
-                let narrow = |(content, id): (String, i64)| Some((content, u32::try_from(id).ok()?));
-                let first_bad =
-                    special_tokens.iter().map(|(_, id)| *id).find(|id| u32::try_from(*id).is_err());
-                if let Some(id) = first_bad {
-                    return Err(core::TokenizeError::IdOutOfRange { id, limit: core::MAX_ID });
-                }
-                let special_tokens: Vec<(String, u32)> =
-                    special_tokens.into_iter().filter_map(narrow).collect();
                 let options = TiktokenOptions {
                     pattern: &pattern,
                     special_tokens: &special_tokens,

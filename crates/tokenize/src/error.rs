@@ -163,6 +163,11 @@ impl TokenizeError {
         }
     }
 
+    /// For ids in files, where the file is at fault.
+    pub(crate) fn id_too_large(id: impl std::fmt::Display) -> Self {
+        Self::malformed(format!("the token id {id} is out of range; ids go from 0 to {}", crate::MAX_ID))
+    }
+
     /// A [`TokenizeError::Malformed`] with this reason.
     pub(crate) fn malformed(reason: impl Into<String>) -> Self {
         Self::Malformed { reason: reason.into() }

@@ -181,7 +181,7 @@ fn vocabulary(variant: &Variant) -> Result<Vocabulary> {
     let size = variant.get_vocab_size(true) as u32;
     let last = greatest.unwrap_or(0).max(size.saturating_sub(1));
     if last > MAX_ID {
-        return Err(TokenizeError::IdOutOfRange { id: i64::from(last), limit: MAX_ID });
+        return Err(TokenizeError::id_too_large(last));
     }
     let entries = (0..=last).filter_map(|id| {
         let bytes = variant.id_to_token(id)?.into_bytes();

@@ -41,7 +41,7 @@ impl Vocabulary {
         let last = entries.last().map(|entry| entry.id);
         let size = last.map_or(0, |id| id as usize + 1);
         if let Some(id) = last.filter(|&id| id > MAX_ID) {
-            return Err(TokenizeError::IdOutOfRange { id: i64::from(id), limit: MAX_ID });
+            return Err(TokenizeError::id_too_large(id));
         }
         let total: usize = entries.iter().map(|entry| entry.bytes.len()).sum();
         if u32::try_from(total).is_err() {
@@ -193,7 +193,7 @@ mod tests {
         assert!(matches!(Vocabulary::new(twice), Err(TokenizeError::Malformed { .. })));
         assert!(matches!(
             Vocabulary::new(vec![entry(MAX_ID + 1, b"a", true, false)]),
-            Err(TokenizeError::IdOutOfRange { .. })
+            Err(TokenizeError::Malformed { .. })
         ));
     }
 }

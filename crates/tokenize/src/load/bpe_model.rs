@@ -148,7 +148,7 @@ impl BpeModel<'_> {
         let mut ids = AHashMap::with_capacity(self.vocab.0.len());
         for (token, id) in &self.vocab.0 {
             if *id > MAX_ID {
-                return Err(TokenizeError::IdOutOfRange { id: i64::from(*id), limit: MAX_ID });
+                return Err(TokenizeError::id_too_large(id));
             }
             if let Some(first) = ids.insert(token.as_ref(), *id) {
                 return Err(TokenizeError::malformed(format!(
@@ -156,7 +156,23 @@ impl BpeModel<'_> {
                 )));
             }
         }
+        self.check_ids()?;
         Ok(ids)
+    }
+
+    fn check_ids(&self) -> Result<()> {
+        let last = self.vocab.0.iter().map(|(_, id)| *id).max().unwrap_or(0);
+        let mut owners = vec![u32::MAX; last as usize + 1];
+        for (index, (token, id)) in self.vocab.0.iter().enumerate() {
+            let Some(owner) = owners.get_mut(*id as usize) else { continue };
+            if let Some((first, _)) = self.vocab.0.get(*owner as usize) {
+                return Err(TokenizeError::malformed(format!(
+                    "the vocabulary gives the id {id} to two tokens, {first:?} and {token:?}; each id may be used once"
+                )));
+            }
+            *owner = index as u32;
+        }
+        Ok(())
     }
 
     /// Every merge must join two tokens of the vocabulary into a third: the `tokenizers` crate panics, or worse,

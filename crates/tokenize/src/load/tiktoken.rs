@@ -17,7 +17,7 @@ pub struct TiktokenOptions<'o> {
     /// The regular expression that cuts text into pieces, or the name of a well-known one.
     pub pattern: &'o str,
     /// Contents and ids of the special tokens.
-    pub special_tokens: &'o [(String, u32)],
+    pub special_tokens: &'o [(String, i64)],
     /// The special token that ends a text, if any.
     pub eos_token: Option<&'o str>,
 }
@@ -81,13 +81,12 @@ fn special_tokens(tokens: &[(Vec<u8>, u32)], options: &TiktokenOptions<'_>) -> R
         if content.is_empty() {
             return Err(TokenizeError::malformed("a special token is empty; it would match everywhere"));
         }
-        if *id > MAX_ID {
-            return Err(TokenizeError::IdOutOfRange { id: i64::from(*id), limit: MAX_ID });
-        }
+        let fitting = u32::try_from(*id).ok().filter(|&id| id <= MAX_ID);
+        let number = fitting.ok_or_else(|| TokenizeError::id_too_large(id))?;
         if special.iter().any(|token| token.content == *content) {
             return Err(TokenizeError::malformed(format!("the special token {content:?} is given twice")));
         }
-        special.push(AddedToken::special(content, *id));
+        special.push(AddedToken::special(content, number));
     }
     if let Some(eos) = options.eos_token
         && !special.iter().any(|token| token.content == eos)

@@ -91,16 +91,18 @@ fn hex_digit(value: u8) -> char {
 
 impl WellKnown {
     /// Contents and ids of its special tokens.
-    pub(super) fn special_tokens(&self) -> Vec<(String, u32)> {
+    pub(super) fn special_tokens(&self) -> Vec<(String, i64)> {
         match self.special {
-            Special::Listed(list) => list.iter().map(|&(content, id)| (content.to_owned(), id)).collect(),
+            Special::Listed(list) => {
+                list.iter().map(|&(content, id)| (content.to_owned(), i64::from(id))).collect()
+            }
             Special::Llama3 => numbered(128_000, llama3_special_tokens()),
             Special::Qwen => numbered(151_643, qwen_special_tokens()),
         }
     }
 }
 
-fn numbered(first: u32, contents: impl Iterator<Item = String>) -> Vec<(String, u32)> {
+fn numbered(first: i64, contents: impl Iterator<Item = String>) -> Vec<(String, i64)> {
     contents.zip(first..).collect()
 }
 
