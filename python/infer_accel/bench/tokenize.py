@@ -16,7 +16,7 @@ import numpy as np
 from infer_accel import _backend, reference
 from infer_accel.bench import data
 from infer_accel.bench.harness import Bench, Case, Contender, cost, rate
-from infer_accel.tokenize import TokenBatch, Tokenizer
+from infer_accel.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +82,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 def _family_cases(bench: Bench, family: data.Family, prose: str, code: str, *, every: bool) -> Iterator[Case]:
-    entrants = _field(bench, family)
+    entrants = _field(bench, family, every=every)
     warm = code[:400_000] + prose[:200_000]
     for way in entrants.ways:
         whole = warm[: int(len(warm) * way.share)]
@@ -115,7 +115,7 @@ def _cut(text: str, characters: int) -> list[str]:
     return [text[at : at + characters] for at in range(0, len(text) - characters, characters)]
 
 
-def _field(bench: Bench, family: data.Family) -> _Field:
+def _field(bench: Bench, family: data.Family, *, every: bool) -> _Field:
     """Return ours, the rivals that are installed, and what says which ids are right."""
     tokenizer = Tokenizer.from_tiktoken(
         family.ranks, pattern=family.pattern, special_tokens=family.special_tokens
@@ -129,12 +129,11 @@ def _field(bench: Bench, family: data.Family) -> _Field:
         count_batch=lambda texts: tokenizer.count_batch(texts, num_threads=_THREADS),
         decode=tokenizer.decode,
     )
-    made = (
-        _tiktoken(bench, family),
-        _gigatoken(bench, family),
-        _tokenizers(bench, family),
-        _toktok(bench, family),
-    )
+    makers = [_tiktoken, _gigatoken]
+    if every:
+        # Slow to load, or slow: in a quick run they would take most of the time.
+        makers += [_tokenizers, _toktok]
+    made = [make(bench, family) for make in makers]
     return _Field([ours, *(way for way in made if way is not None)], _oracle(bench, family))
 
 
@@ -273,12 +272,13 @@ def _short(name: str, work: str, texts: list[str], entrants: _Field) -> Case:
 
 def _batch(name: str, work: str, batches: list[list[str]], entrants: _Field) -> Case:
     """Time a batch of messages a call, on two threads."""
+    agree = _check_counts if work == "count_batch" else _check_lists
 
     def make(way: _Way, call: Callable[[Any], Any]) -> Contender:
         turns = _Turns(batches)
 
         def check(result: object) -> None:
-            _check_batch(result, [entrants.oracle(text) for text in turns.current])
+            agree(result, [entrants.oracle(text) for text in turns.current])
 
         return Contender(way.name, lambda: call(turns.next()), check=check)
 
@@ -314,13 +314,14 @@ def _check(result: Any, expected: list[int]) -> None:  # noqa: ANN401 - a count,
         raise AssertionError("the ids differ from the reference's")
 
 
-def _check_batch(result: Any, expected: list[list[int]]) -> None:  # noqa: ANN401 - as in _check
+def _check_counts(result: Any, expected: list[list[int]]) -> None:  # noqa: ANN401 - a list or an array
+    if [int(count) for count in result] != list(map(len, expected)):
+        raise AssertionError("the counts differ from the reference's")
+
+
+def _check_lists(result: Any, expected: list[list[int]]) -> None:  # noqa: ANN401 - each contender has its own kind
     if isinstance(result, tuple):  # toktok: all ids, and where each text's begin
         ids, offsets = (np.asarray(part) for part in result[:2])
         result = [ids[start:end] for start, end in itertools.pairwise(offsets)]
-    elif not isinstance(result, TokenBatch) and result and not hasattr(result[0], "__len__"):
-        if [int(count) for count in result] != list(map(len, expected)):
-            raise AssertionError("the counts differ from the reference's")
-        return
-    if [[int(number) for number in ids] for ids in result] != expected:
+    if [np.asarray(ids).tolist() for ids in result] != expected:
         raise AssertionError("the ids differ from the reference's")
