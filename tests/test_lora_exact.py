@@ -21,7 +21,9 @@ dtypes = st.sampled_from(sorted(DTYPES))
 kinds = st.sampled_from(["plain", "plain", "tiny", "wild"])
 
 
-def matrix(rng: np.random.Generator, shape: tuple[int, int], dtype: str, kind: str, layout: int) -> np.ndarray:
+def matrix(
+    rng: np.random.Generator, shape: tuple[int, int], dtype: str, kind: str, layout: int
+) -> np.ndarray:
     """Return a matrix with gaps, reversed or transposed as `layout` says."""
     rows, columns = shape
     stored = (columns, rows) if layout == 2 else (rows, columns * 2 + 1) if layout == 1 else shape
@@ -31,9 +33,9 @@ def matrix(rng: np.random.Generator, shape: tuple[int, int], dtype: str, kind: s
     with np.errstate(all="ignore"):
         array = values.astype(DTYPES[dtype])
     if kind == "wild":
-        bits = array.view(np.uint32 if dtype == "float32" else np.uint16)
         some = rng.random(stored) < 0.2
-        bits[some] = rng.integers(0, np.iinfo(bits.dtype).max, int(some.sum()), bits.dtype, endpoint=True)
+        noise = rng.integers(0, 2**32, stored, np.uint32)
+        bits(array)[some] = noise.astype(bits(array).dtype)[some]
     if layout == 1:
         return array[:, 1::2]
     return array.T if layout == 2 else array[::-1] if layout == 3 else array
@@ -124,21 +126,23 @@ def test_merge_is_nearly_always_the_rounded_exact_sum(base: str, adapter: str, r
     wide = weight.astype(np.float64) + 2.0 * (b.astype(np.float64) @ a.astype(np.float64))
     lora.merge_weights(weight, a, b, scaling=2.0)
     if base == "float32":
-        # Here accumulation rounds as coarsely as storage: the bound is that of a sum, not a share of elements.
+        # Here accumulation rounds as coarsely as storage: the bound is that of a sum, not a share of
+        # elements.
         size = np.abs(wide) + 2.0 * (np.abs(b).astype(np.float64) @ np.abs(a).astype(np.float64))
         assert np.all(np.abs(weight - wide) <= (rank + 2) * 2.0**-24 * size)
     else:
         share = np.mean(weight.astype(np.float64) != rounded_once(wide, base))
-        # float32 keeps 16 bits beyond bfloat16 and 13 beyond float16: a sum that lands on the other side of a tie is
-        # so much rarer.
+        # float32 keeps 16 bits beyond bfloat16 and 13 beyond float16: a sum that lands on the other side of a
+        # tie is so much rarer.
         assert share <= (2e-4 if base == "float16" else 2e-5), share
 
 
 def rounded_once(wide: np.ndarray, dtype: str) -> np.ndarray:
     """Round float64 to a smaller format, ties to even: in float64, for a cast may go through float32."""
     digits, smallest = {"float16": (11, -24), "bfloat16": (8, -133)}[dtype]
-    quantum = np.exp2(np.maximum(np.frexp(wide)[1] - digits, smallest))
-    return np.rint(wide / quantum) * quantum
+    quantum = np.exp2(np.maximum(np.frexp(wide)[1] - digits, smallest).astype(np.float64))
+    rounded: np.ndarray = np.rint(wide / quantum) * quantum
+    return rounded
 
 
 @settings(max_examples=30, deadline=None)
@@ -252,7 +256,9 @@ def test_the_specification_rounds_once(triples: list[tuple[int, int, int]]) -> N
         assert result == _nearest_float32(exact), (x, y, z)
 
 
-@given(st.integers(-(2**26), 2**26), st.integers(-(2**26), 2**26), st.integers(-200, 60), st.integers(-149, 60))
+@given(
+    st.integers(-(2**26), 2**26), st.integers(-(2**26), 2**26), st.integers(-200, 60), st.integers(-149, 60)
+)
 def test_the_specification_rounds_ties_to_even(m: int, n: int, p: int, q: int) -> None:
     """Sums whose float64 rounding falls on a float32 tie: what two roundings would get wrong."""
     with np.errstate(all="ignore"):

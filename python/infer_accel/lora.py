@@ -1,8 +1,8 @@
 """LoRA adapters on a CPU: merged into weights, and applied to activations, at the speed of memory.
 
-Every array argument takes numpy arrays (``ml_dtypes`` formats included), torch tensors and whatever else exports
-DLPack, without a copy and with any strides. Results are defined to the bit; ``infer_accel.reference.lora`` is
-that definition in numpy.
+Every array argument takes numpy arrays (``ml_dtypes`` formats included), torch tensors and whatever else
+exports DLPack, without a copy and with any strides. Results are defined to the bit;
+``infer_accel.reference.lora`` is that definition in numpy.
 
 Examples
 --------
@@ -40,8 +40,8 @@ def merge_weights(
 ) -> None:
     """Add ``scaling · lora_B @ lora_A`` to a weight, in place.
 
-    The sum is accumulated in float32 in one order for every processor and number of threads and rounded once, to
-    the weight's own format; no delta-sized array is made.
+    The sum is accumulated in float32 in one order for every processor and number of threads and rounded once,
+    to the weight's own format; no delta-sized array is made.
 
     Parameters
     ----------
@@ -53,12 +53,14 @@ def merge_weights(
     lora_B
         ``[out_features, rank]`` of float32, float16 or bfloat16; its format may differ from `lora_A`'s.
     scaling
-        What the product is multiplied by: ``alpha / rank``, or ``alpha / sqrt(rank)``. Rounded to float32 once.
+        What the product is multiplied by: ``alpha / rank``, or ``alpha / sqrt(rank)``. Rounded to float32
+        once.
     out
-        Where the result goes instead: shape and dtype of `weight`, and memory of its own (or `weight` itself).
+        Where the result goes instead: shape and dtype of `weight`, and memory of its own (or `weight`
+        itself).
     num_threads
-        The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process. The result
-        does not depend on it.
+        The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process. The
+        result does not depend on it.
 
     Raises
     ------
@@ -75,13 +77,13 @@ def merge_weights(
     Notes
     -----
     ``sum = 0``, then ``sum = fma(lora_B[i, k], lora_A[k, j], sum)`` for each `k`, then
-    ``weight[i, j] = round(fma(scaling, sum, weight[i, j]))``, to nearest even. `k` ascends, except between two
-    bfloat16 matrices: 1, 0, 3, 2, … there, the order of the instruction ``vdpbf16ps``. Subnormal numbers are kept. A
-    result that is not a number is the positive quiet NaN. Zeros follow IEEE 754: −0.0 plus a delta of +0.0 is +0.0.
-    With rank 0 every bit stays.
+    ``weight[i, j] = round(fma(scaling, sum, weight[i, j]))``, to nearest even. `k` ascends, except between
+    two bfloat16 matrices: 1, 0, 3, 2, … there, the order of the instruction ``vdpbf16ps``. Subnormal numbers
+    are kept. A result that is not a number is the positive quiet NaN. Zeros follow IEEE 754: −0.0 plus a
+    delta of +0.0 is +0.0. With rank 0 every bit stays.
 
-    Nothing is written when an error is raised. The work is ``out · in · rank`` multiplications and one pass over
-    the weight; the memory does not grow with the weight.
+    Nothing is written when an error is raised. The work is ``out · in · rank`` multiplications and one pass
+    over the weight; the memory does not grow with the weight.
 
     Examples
     --------
@@ -112,8 +114,8 @@ def apply_adapter(
 ) -> None:
     """Add ``scaling · (x @ lora_A.T) @ lora_B.T`` to the output of a layer.
 
-    What lies between the two products stays in float32, and `out` is rounded once. The result of a token has the
-    same bits whatever batch it comes in, whatever the number of threads.
+    What lies between the two products stays in float32, and `out` is rounded once. The result of a token has
+    the same bits whatever batch it comes in, whatever the number of threads.
 
     Parameters
     ----------
@@ -124,10 +126,11 @@ def apply_adapter(
     lora_B
         ``[out_features, rank]`` of float32, float16 or bfloat16.
     scaling
-        What the product is multiplied by: ``alpha / rank``, or ``alpha / sqrt(rank)``. Rounded to float32 once.
+        What the product is multiplied by: ``alpha / rank``, or ``alpha / sqrt(rank)``. Rounded to float32
+        once.
     out
-        ``[tokens, out_features]`` of float32, float16 or bfloat16, any strides: what the layer itself computed. Added
-        to. The formats of the four may differ.
+        ``[tokens, out_features]`` of float32, float16 or bfloat16, any strides: what the layer itself
+        computed. Added to. The formats of the four may differ.
     num_threads
         The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process.
 
@@ -136,7 +139,8 @@ def apply_adapter(
     ShapeError, DTypeError
         Shapes or formats that do not fit; the message says which.
     ReadOnlyError, OverlapError, LayoutError
-        An `out` that may not be written, that shares memory with another argument, or that names an element twice.
+        An `out` that may not be written, that shares memory with another argument, or that names an element
+        twice.
     GradientError, DeviceError
         A torch tensor whose gradient is being recorded, or that lies on another device.
     ArgumentError
@@ -144,10 +148,10 @@ def apply_adapter(
 
     Notes
     -----
-    Let ``m = |scaling| · |x| @ |lora_A|.T @ |lora_B|.T``. Short of overflow and underflow, the result differs from the
-    exact one, ``y``, by at most ``(⌈in_features / 16⌉ + rank + 6) · 2⁻²⁴ · 1.01 m + (u + 2⁻²³) · |y|``, where ``u`` is
-    2⁻²⁴, 2⁻¹¹ or 2⁻⁸ for an `out` of float32, float16 or bfloat16. The order of accumulation is part of
-    ``infer_accel.reference.lora``.
+    Let ``m = |scaling| · |x| @ |lora_A|.T @ |lora_B|.T``. Short of overflow and underflow, the result differs
+    from the exact one, ``y``, by at most ``(⌈in_features / 16⌉ + rank + 6) · 2⁻²⁴ · 1.01 m + (u + 2⁻²³) ·
+    |y|``, where ``u`` is 2⁻²⁴, 2⁻¹¹ or 2⁻⁸ for an `out` of float32, float16 or bfloat16. The order of
+    accumulation is part of ``infer_accel.reference.lora``.
 
     Nothing is written when an error is raised. The work is ``tokens · rank · (in + out)`` multiplications.
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from infer_accel.errors import DTypeError, ReadOnlyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from infer_accel._typing import Tensor
@@ -25,9 +23,9 @@ _CANONICAL_NAN = np.uint32(0x7FC00000)
 def fma(left: Float32, right: Float32, addend: Float32) -> Float32:
     """Return ``left · right + addend`` with one rounding to float32, as the processor's instruction does.
 
-    The product of two float32 numbers is exact in float64. Its sum with the addend is rounded to odd there: cut
-    off, with the last bit set if anything was lost. float64 has more than two bits beyond float32, so rounding
-    such a number once more, to nearest, gives what rounding the exact sum would have given.
+    The product of two float32 numbers is exact in float64. Its sum with the addend is rounded to odd there:
+    cut off, with the last bit set if anything was lost. float64 has more than two bits beyond float32, so
+    rounding such a number once more, to nearest, gives what rounding the exact sum would have given.
     """
     with np.errstate(all="ignore"):
         product = left.astype(np.float64) * right.astype(np.float64)
@@ -59,27 +57,25 @@ def dtype_name(tensor: Tensor) -> str:
     return str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
 
 
-def _bits(tensor: Tensor) -> NDArray[np.uint16]:
-    """Return a view of 16-bit numbers that numpy has no name for."""
-    array = tensor
-    if hasattr(tensor, "numpy"):  # torch: its own view, for numpy would refuse the dtype
-        import torch  # noqa: PLC0415 - it is there if one of its tensors is
+def _array(tensor: Any) -> NDArray[np.generic]:  # noqa: ANN401 - whatever has an array behind it
+    """Return a numpy view of a tensor, bfloat16 as the bits in uint16."""
+    is_bfloat16 = dtype_name(tensor) == "bfloat16"
+    if hasattr(tensor, "numpy"):  # torch: numpy itself would refuse bfloat16
+        tensor = tensor.detach()
+        if is_bfloat16:
+            import torch  # noqa: PLC0415 - it is there if one of its tensors is
 
-        array = tensor.detach().view(torch.int16).numpy()
-    return array.view(np.uint16)  # type: ignore[attr-defined, no-any-return]
-
-
-def _array(tensor: Tensor) -> NDArray[np.generic]:
-    if hasattr(tensor, "numpy"):
-        tensor = tensor.detach().numpy()  # type: ignore[attr-defined]
-    return np.asarray(tensor)
+            tensor = tensor.view(torch.int16)
+        tensor = tensor.numpy()
+    array: NDArray[np.generic] = np.asarray(tensor)
+    return array.view(np.uint16) if is_bfloat16 else array
 
 
 def read(tensor: Tensor, name: str) -> Float32:
     """Return a tensor of float32, float16 or bfloat16 as a new float32 array."""
     kind = dtype_name(tensor)
     if kind == "bfloat16":
-        return widen_bfloat16(_bits(tensor))
+        return widen_bfloat16(_array(tensor).astype(np.uint16))
     if kind in {"float32", "float16"}:
         with np.errstate(invalid="ignore"):
             return _array(tensor).astype(np.float32)
@@ -91,14 +87,9 @@ def write(tensor: Tensor, values: Float32) -> None:
     """Round float32 numbers to the format of a tensor and store them there; NaN becomes the canonical NaN."""
     values = np.where(np.isnan(values), _CANONICAL_NAN.view(np.float32), values)
     kind = dtype_name(tensor)
-    target: NDArray[np.generic]
-    convert: Callable[[Float32], NDArray[np.generic]]
-    if kind == "bfloat16":
-        target, convert = _bits(tensor), round_bfloat16
-    else:
-        target, convert = _array(tensor), lambda wide: wide.astype(kind)
+    target = _array(tensor)
     if not target.flags.writeable:
         message = f"a read-only tensor of {kind} came as a target; pass one that may be written, or a copy"
         raise ReadOnlyError(message, code="read_only")
     with np.errstate(over="ignore"):
-        target[...] = convert(values)
+        target[...] = round_bfloat16(values) if kind == "bfloat16" else values.astype(kind)

@@ -40,10 +40,10 @@ def merge_weights(
     _fit("lora_A and weight", "in_features", (a.shape[1], base.shape[1]))
     _fit("lora_B and weight", "out_features", (b.shape[0], base.shape[0]))
     if tuple(target.shape) != base.shape:
-        message = f"out has shape {tuple(target.shape)}, but weight has shape {base.shape}: both must be the same"
+        message = f"out has shape {tuple(target.shape)}, but weight {base.shape}: both must be the same"
         raise ShapeError(message, code="lora.shape.mismatch")
     if dtype_name(target) != dtype_name(weight):
-        message = f"out is of {dtype_name(target)}, but weight is of {dtype_name(weight)}: both must be the same"
+        message = f"out is of {dtype_name(target)}, but weight of {dtype_name(weight)}: both must be the same"
         raise DTypeError(message, code="lora.dtype.mismatch")
     rank = a.shape[0]
     if rank == 0 or base.size == 0:
@@ -88,7 +88,7 @@ def apply_adapter(
 
 
 def _inner_products(tokens: Float32, ranks: Float32) -> Float32:
-    """Return the inner product of every token with every rank: feature ``j`` goes to partial sum ``j % 16``."""
+    """Return the inner product of every token with every rank: feature j goes to partial sum j % 16."""
     count = tokens.shape[1]
     parts = np.zeros((tokens.shape[0], ranks.shape[0], _PARTS), np.float32)
     for first in range(0, count, _PARTS):

@@ -1,0 +1,316 @@
+"""Merging and applying LoRA adapters at the shapes of Llama-3-8B.
+
+Ours is checked bit by bit against the specification, on some rows, and against float32 arithmetic everywhere;
+rivals round more often and in another order: they must come within one unit of the last place of the storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from infer_accel import lora, reference
+from infer_accel._reference._floats import round_bfloat16, widen_bfloat16
+from infer_accel.bench.harness import Case, Contender, Floor, cost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from infer_accel.bench.harness import Bench
+
+    Float32 = NDArray[np.float32]
+
+__all__ = ["cases"]
+
+#: Rows that are held against the specification bit by bit: it takes a second for these.
+_CHECKED_ROWS = 6
+#: Rows at a time of the torch way that keeps float32 in between: 8 MB, about the best on machines at hand.
+_BLOCK_ROWS = 512
+_SCALING = 2.0
+#: Units of the last place that rivals may be off: one rounding each of product, sum and result.
+_RELATIVE = {"bfloat16": 2.0**-6, "float16": 2.0**-9}
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """One merge row: `base` and `adapter` are names of number formats."""
+
+    shape: Shape
+    rank: int
+    base: str
+    adapter: str
+
+
+def cases(bench: Bench) -> Iterator[Case]:
+    """Yield the rows of this part."""
+    formats = bench.rival("ml_dtypes")  # numpy has no name for bfloat16
+    square, tall = (4096, 4096), (14336, 4096)
+    if formats is not None:
+        ranks = (8, 16, 64) if bench.quick else (8, 16, 64, 256)
+        for shape in (square,) if bench.quick else (square, tall):
+            for rank in ranks:
+                yield from _merge(bench, formats, _Merge(shape, rank, "bfloat16", "bfloat16"))
+        yield from _merge(bench, formats, _Merge(square, 16, "bfloat16", "float32"))
+    yield from _merge(bench, formats, _Merge(square, 16, "float16", "float16"))
+    if formats is not None:
+        for tokens in (1, 64):
+            yield from _apply(bench, formats, tokens, 16)
+
+
+def _random(rng: np.random.Generator, shape: Shape, size: float, dtype: str) -> NDArray[Any]:
+    """Return normal numbers; a bfloat16 array as the bits in uint16."""
+    values = rng.standard_normal(shape, np.float32) * np.float32(size)
+    return round_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def _named(array: NDArray[Any], dtype: str, formats: ModuleType | None) -> NDArray[Any]:
+    """Return a view of the array under its true name."""
+    return array.view(formats.bfloat16) if dtype == "bfloat16" and formats is not None else array
+
+
+def _tensor(torch: ModuleType, array: NDArray[Any], dtype: str) -> Any:  # noqa: ANN401 - torch is not typed here
+    """Return a torch tensor over the same memory."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _wide(array: NDArray[Any], dtype: str) -> Float32:
+    return widen_bfloat16(array) if dtype == "bfloat16" else array.astype(np.float32)
+
+
+def _close(result: NDArray[Any], expected: Float32, dtype: str) -> None:
+    """Raise AssertionError where a result is further off than the roundings of storage explain."""
+    for first in range(0, len(result), _BLOCK_ROWS):
+        rows = slice(first, first + _BLOCK_ROWS)
+        np.testing.assert_allclose(_wide(result[rows], dtype), expected[rows], _RELATIVE[dtype], 1e-4)
+
+
+def _merge(bench: Bench, formats: ModuleType | None, spec: _Merge) -> Iterator[Case]:
+    """Yield the row of one merge: a weight of a layer, in place."""
+    rows, columns = spec.shape
+    rng = np.random.default_rng(spec.rank)
+    original = _random(rng, spec.shape, 0.02, spec.base)
+    a = _random(rng, (spec.rank, columns), 0.02, spec.adapter)
+    b = _random(rng, (rows, spec.rank), 0.01, spec.adapter)
+    weight = original.copy()
+    expected = _wide(original, spec.base)
+    expected += np.float32(_SCALING) * (_wide(b, spec.adapter) @ _wide(a, spec.adapter))
+    some = np.unique(np.linspace(0, rows - 1, _CHECKED_ROWS, dtype=np.int64))
+    exact = original[some]
+    reference.lora.merge_weights(
+        _named(exact, spec.base, formats),
+        _named(a, spec.adapter, formats),
+        _named(b[some], spec.adapter, formats),
+        scaling=_SCALING,
+    )
+
+    def restore() -> None:
+        np.copyto(weight, original)
+
+    def check(_: object) -> None:
+        _close(weight, expected, spec.base)
+
+    def check_exact(_: object) -> None:
+        np.testing.assert_array_equal(weight[some], exact)
+        _close(weight, expected, spec.base)
+
+    ours = tuple(
+        _named(array, dtype, formats)
+        for array, dtype in ((weight, spec.base), (a, spec.adapter), (b, spec.adapter))
+    )
+    peers = [Contender("numpy", lambda: _numpy_merge(weight, a, b, spec), prepare=restore, check=check)]
+    if (torch := bench.rival("torch")) is not None:
+        peers += _torch_merges(torch, (weight, a, b), spec, restore, check)
+        if (peft := bench.rival("peft")) is not None:
+            peers.append(_peft_merge(torch, peft, (original, a, b), spec, expected))
+    yield Case(
+        name=f"merge {rows}×{columns} {spec.base}, rank {spec.rank} {spec.adapter}, 1 thread",
+        measure=cost("ms", 1e-3),
+        work=1,
+        ours=Contender(
+            "infer-accel",
+            lambda: lora.merge_weights(*ours, scaling=_SCALING, num_threads=1),
+            prepare=restore,
+            check=check_exact,
+        ),
+        peers=peers,
+        floor=_merge_floor(bench, spec, weight.nbytes),
+    )
+
+
+def _merge_floor(bench: Bench, spec: _Merge, weight_bytes: int) -> Floor:
+    """Return the slower of the two: passing over the weight, or multiplying."""
+    from infer_accel._native import system
+
+    paired = spec.adapter == "bfloat16" and system.simd_tier() == "avx512bf16"
+    operations = 2 * spec.shape[0] * spec.shape[1] * spec.rank
+    passing = 2 * weight_bytes / bench.limits.read_modify_write_bandwidth(threads=1)
+    multiplying = operations / bench.limits.fma_rate("bf16" if paired else "f32", threads=1)
+    if passing > multiplying:
+        return Floor("read-modify-write bandwidth", passing)
+    return Floor("FMA rate", multiplying)
+
+
+def _numpy_merge(weight: NDArray[Any], a: NDArray[Any], b: NDArray[Any], spec: _Merge) -> None:
+    """Merge as one would in numpy: widen, multiply, add, round."""
+    merged = _wide(weight, spec.base)
+    merged += np.float32(_SCALING) * (_wide(b, spec.adapter) @ _wide(a, spec.adapter))
+    weight[...] = round_bfloat16(merged) if spec.base == "bfloat16" else merged.astype(spec.base)
+
+
+def _torch_merges(
+    torch: ModuleType,
+    arrays: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    spec: _Merge,
+    restore: Any,  # noqa: ANN401 - callables of the case
+    check: Any,  # noqa: ANN401
+) -> list[Contender]:
+    """Return the ways that torch has: two that round in between, and one that does not."""
+    weight, a, b = (
+        _tensor(torch, array, dtype)
+        for array, dtype in zip(arrays, (spec.base, spec.adapter, spec.adapter), strict=True)
+    )
+    a_own, b_own = a.to(weight.dtype), b.to(weight.dtype)
+    buffer = torch.empty((_BLOCK_ROWS, spec.shape[1]), dtype=torch.float32)
+
+    def blocked() -> None:
+        a_wide, b_wide = a.float(), b.float()
+        for first in range(0, spec.shape[0], _BLOCK_ROWS):
+            part = weight[first : first + _BLOCK_ROWS]
+            wide = buffer[: part.shape[0]]
+            wide.copy_(part)
+            wide.addmm_(b_wide[first : first + _BLOCK_ROWS], a_wide, alpha=_SCALING)
+            part.copy_(wide)
+
+    # float16 products fall back to scalar code on many processors: a sixteenth of the rows says enough.
+    share = 16 if spec.base == "float16" else 1
+    few = weight[: spec.shape[0] // share]
+    few_b = b_own[: spec.shape[0] // share]
+    whole = check if share == 1 else None
+    return [
+        Contender(
+            "torch addmm_",
+            lambda: few.addmm_(few_b, a_own, alpha=_SCALING),
+            prepare=restore,
+            check=whole,
+            work=1 / share,
+        ),
+        Contender(
+            "torch W.add_(B @ A)",
+            lambda: few.add_(few_b @ a_own, alpha=_SCALING),
+            prepare=restore,
+            check=whole,
+            work=1 / share,
+        ),
+        Contender("torch float32 by blocks", blocked, prepare=restore, check=check),
+    ]
+
+
+def _peft_merge(
+    torch: ModuleType,
+    peft: ModuleType,
+    arrays: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    spec: _Merge,
+    expected: Float32,
+) -> Contender:
+    """Return PEFT's own merge of one linear layer, adapters as it loads them."""
+    original, a, b = (
+        _tensor(torch, array, dtype)
+        for array, dtype in zip(arrays, (spec.base, spec.adapter, spec.adapter), strict=True)
+    )
+    linear = torch.nn.Linear(spec.shape[1], spec.shape[0], bias=False, dtype=original.dtype)
+    config = peft.LoraConfig(r=spec.rank, lora_alpha=_SCALING * spec.rank, target_modules=["0"])
+    layer = peft.get_peft_model(torch.nn.Sequential(linear), config).base_model.model[0]
+    with torch.no_grad():
+        layer.lora_A["default"].weight.copy_(a)
+        layer.lora_B["default"].weight.copy_(b)
+
+    def restore() -> None:
+        layer.merged_adapters.clear()
+        with torch.no_grad():
+            layer.base_layer.weight.copy_(original)
+
+    def check(_: object) -> None:
+        bits = layer.base_layer.weight.detach()
+        result = bits.view(torch.int16).numpy().view(np.uint16) if spec.base == "bfloat16" else bits.numpy()
+        _close(result, expected, spec.base)
+
+    return Contender("PEFT", layer.merge, prepare=restore, check=check)
+
+
+def _apply(bench: Bench, formats: ModuleType, tokens: int, rank: int) -> Iterator[Case]:
+    """Yield the row of one adapter applied to the tokens of a step."""
+    width, dtype = 4096, "bfloat16"
+    rng = np.random.default_rng(tokens)
+    x = _random(rng, (tokens, width), 1.0, dtype)
+    a = _random(rng, (rank, width), 0.02, dtype)
+    b = _random(rng, (width, rank), 0.01, dtype)
+    before = _random(rng, (tokens, width), 1.0, dtype)
+    exact = before.copy()
+    reference.lora.apply_adapter(
+        *(array.view(formats.bfloat16) for array in (x, a, b)),
+        scaling=_SCALING,
+        out=exact.view(formats.bfloat16),
+    )
+    out = before.copy()
+    views = tuple(array.view(formats.bfloat16) for array in (x, a, b))
+    target = out.view(formats.bfloat16)
+
+    # A call takes microseconds, so calls are repeated and add up; the checks begin from where they should.
+    def ours() -> None:
+        lora.apply_adapter(*views, scaling=_SCALING, out=target, num_threads=1)
+
+    def check(_: object) -> None:
+        out[...] = before
+        ours()
+        np.testing.assert_array_equal(out, exact)
+
+    peers = []
+    if (torch := bench.rival("torch")) is not None:
+        peers = _torch_applies(torch, (x, a, b, before), exact)
+    macs = 2 * tokens * width * rank
+    yield Case(
+        name=f"apply {width}→{width} bfloat16, rank {rank}, {tokens} token{'s' * (tokens > 1)}, 1 thread",
+        measure=cost("µs", 1e-6),
+        work=1,
+        ours=Contender("infer-accel", ours, check=check),
+        peers=peers,
+        floor=Floor("FMA rate", 2 * macs / bench.limits.fma_rate("f32", threads=1)),
+    )
+
+
+def _torch_applies(
+    torch: ModuleType, arrays: tuple[NDArray[Any], ...], exact: NDArray[Any]
+) -> list[Contender]:
+    """Return the ways that torch has: two products and a sum, or the sum within the second product."""
+    x, a, b, before = (_tensor(torch, array, "bfloat16") for array in arrays)
+    out = before.clone()
+    down, up = a.T, b.T
+
+    def add() -> None:
+        out.add_((x @ down) @ up, alpha=_SCALING)
+
+    def addmm() -> None:
+        out.addmm_(x @ down, up, alpha=_SCALING)
+
+    def check_of(run: Any) -> Any:  # noqa: ANN401 - a callable from a callable
+        def check(_: object) -> None:
+            out.copy_(before)
+            run()
+            _close(out.view(torch.int16).numpy().view(np.uint16), _wide(exact, "bfloat16"), "bfloat16")
+
+        return check
+
+    return [
+        Contender("torch two matmuls", add, check=check_of(add)),
+        Contender("torch addmm_", addmm, check=check_of(addmm)),
+    ]
