@@ -43,8 +43,9 @@ def fma(left: Float32, right: Float32, addend: Float32) -> Float32:
 
 def round_bfloat16(values: Float32) -> NDArray[np.uint16]:
     """Return the bits of the nearest bfloat16 numbers, ties to even; NaN becomes the canonical NaN."""
-    bits = np.where(np.isnan(values), _CANONICAL_NAN, values.view(np.uint32)).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    bits = np.where(np.isnan(values), _CANONICAL_NAN, values.view(np.uint32))
+    bits += (bits >> 16 & 1) + np.uint32(0x7FFF)  # cannot wrap around: only NaN has such bits
+    return (bits >> 16).astype(np.uint16)
 
 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> Float32:
