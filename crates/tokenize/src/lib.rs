@@ -14,12 +14,15 @@
 //! ```
 
 pub mod bpe;
+mod cache;
 mod count;
 mod decode;
 mod encode;
 mod error;
 mod fallback;
 mod frame;
+mod hot;
+mod kernels;
 mod limits;
 mod load;
 mod native;

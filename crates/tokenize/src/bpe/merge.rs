@@ -3,10 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::pairs::{Merge, Pairs};
+use super::pairs::{NO_RANK, Pairs};
+use super::vocabulary::Vocabulary;
 
-/// From this many symbols on, a heap finds the next merge; below, looking through all of them is faster.
-const HEAP_FROM: usize = 48;
+/// Up to this many bytes, looking through all pairs for the next merge is faster than a heap.
+const FEW: usize = 48;
 const NONE: u32 = u32::MAX;
 
 /// Memory that merging needs, kept between calls.
@@ -22,10 +23,6 @@ struct Symbol {
     id: u32,
     previous: u32,
     next: u32,
-    /// Rank of the merge with the next symbol, or [`NONE`] (short lists only).
-    rank: u32,
-    /// What that merge makes.
-    merged: u32,
 }
 
 /// A merge that was possible when it was found. Ordered by rank, then place.
@@ -35,64 +32,70 @@ struct Candidate {
     place: u32,
     left: u32,
     right: u32,
-    merged: u32,
 }
 
-/// Merges `ids` and hands the resulting ids to `emit`, in order. O(n log n), for short lists O(n · merges).
+/// Merges the bytes of `span` and hands the resulting ids to `emit`, in order. O(n log n).
 pub(crate) fn merge_all(
     pairs: &Pairs,
-    ids: impl ExactSizeIterator<Item = u32>,
+    vocabulary: &Vocabulary,
+    span: &[u8],
     scratch: &mut Scratch,
     emit: impl FnMut(u32),
 ) {
-    let count = ids.len();
-    scratch.symbols.clear();
-    scratch.symbols.extend(ids.enumerate().map(|(place, id)| Symbol {
-        id,
-        previous: (place as u32).wrapping_sub(1),
-        next: if place + 1 < count { place as u32 + 1 } else { NONE },
-        rank: NONE,
-        merged: 0,
-    }));
-    if count < HEAP_FROM {
-        merge_short(pairs, &mut scratch.symbols, emit);
-    } else {
-        merge_long(pairs, scratch, emit);
+    if span.len() <= FEW {
+        return merge_few(pairs, vocabulary, span, emit);
     }
+    let last = span.len() - 1;
+    scratch.symbols.clear();
+    scratch.symbols.extend(span.iter().enumerate().map(|(place, &byte)| Symbol {
+        id: vocabulary.byte_id(byte),
+        previous: (place as u32).wrapping_sub(1),
+        next: if place < last { place as u32 + 1 } else { NONE },
+    }));
+    merge_many(pairs, scratch, emit);
 }
 
-/// Symbols are moved together, so that a pass reads them in a row.
-fn merge_short(pairs: &Pairs, symbols: &mut Vec<Symbol>, mut emit: impl FnMut(u32)) {
-    for place in 1..symbols.len() {
-        let found = pairs.get(symbols[place - 1].id, symbols[place].id);
-        set_merge(&mut symbols[place - 1], found);
+/// At most [`FEW`] symbols, moved together after each merge so that a pass reads them in a row.
+fn merge_few(pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8], mut emit: impl FnMut(u32)) {
+    let mut symbols = [0; FEW];
+    let mut count = 0;
+    for (slot, &byte) in symbols.iter_mut().zip(span) {
+        *slot = vocabulary.byte_id(byte);
+        count += 1;
     }
-    while let Some((place, symbol)) = symbols
-        .iter()
-        .enumerate()
-        .min_by_key(|(_, symbol)| symbol.rank)
-        .filter(|(_, symbol)| symbol.rank != NONE)
-    {
-        symbols[place].id = symbol.merged;
-        symbols.remove(place + 1);
-        let after = symbols.get(place + 1).and_then(|next| pairs.get(symbols[place].id, next.id));
-        set_merge(&mut symbols[place], after);
+    // The merge of each symbol with the next; the last one has none.
+    let mut ranks = [NO_RANK; FEW];
+    for (slot, pair) in ranks.iter_mut().zip(span.windows(2)) {
+        *slot = pairs.rank_of_bytes(pair[0], pair[1]);
+    }
+    while count > 1 {
+        let (mut place, mut lowest) = (0, NO_RANK);
+        for (candidate, &rank) in ranks[..count - 1].iter().enumerate() {
+            if rank < lowest {
+                (place, lowest) = (candidate, rank);
+            }
+        }
+        if lowest == NO_RANK {
+            break;
+        }
+        count -= 1;
+        symbols[place] = pairs.made(lowest);
+        for next in place + 1..count {
+            symbols[next] = symbols[next + 1];
+            ranks[next - 1] = ranks[next];
+        }
+        ranks[count - 1] = NO_RANK;
+        if place + 1 < count {
+            ranks[place] = pairs.rank(symbols[place], symbols[place + 1]);
+        }
         if place > 0 {
-            let before = pairs.get(symbols[place - 1].id, symbols[place].id);
-            set_merge(&mut symbols[place - 1], before);
+            ranks[place - 1] = pairs.rank(symbols[place - 1], symbols[place]);
         }
     }
-    for symbol in symbols {
-        emit(symbol.id);
-    }
+    symbols[..count].iter().for_each(|&id| emit(id));
 }
 
-fn set_merge(symbol: &mut Symbol, merge: Option<Merge>) {
-    symbol.rank = merge.map_or(NONE, |merge| merge.rank);
-    symbol.merged = merge.map_or(0, |merge| merge.id);
-}
-
-fn merge_long(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
+fn merge_many(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
     let Scratch { symbols, heap } = scratch;
     heap.clear();
     heap.extend(
@@ -107,18 +110,19 @@ fn merge_long(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
         if left.next == NONE || left.id != best.left || symbols[left.next as usize].id != best.right {
             continue;
         }
+        let merged = pairs.made(best.rank);
         let right = symbols[left.next as usize];
         symbols[left.next as usize].id = NONE;
-        symbols[best.place as usize].id = best.merged;
+        symbols[best.place as usize].id = merged;
         symbols[best.place as usize].next = right.next;
         if right.next != NONE {
             symbols[right.next as usize].previous = best.place;
             let next = symbols[right.next as usize].id;
-            heap.extend(candidate(pairs, best.place, best.merged, next).map(Reverse));
+            heap.extend(candidate(pairs, best.place, merged, next).map(Reverse));
         }
         if left.previous != NONE {
             let previous = symbols[left.previous as usize].id;
-            heap.extend(candidate(pairs, left.previous, previous, best.merged).map(Reverse));
+            heap.extend(candidate(pairs, left.previous, previous, merged).map(Reverse));
         }
     }
     let mut place = 0;
@@ -129,5 +133,6 @@ fn merge_long(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
 }
 
 fn candidate(pairs: &Pairs, place: u32, left: u32, right: u32) -> Option<Candidate> {
-    pairs.get(left, right).map(|merge| Candidate { rank: merge.rank, place, left, right, merged: merge.id })
+    let rank = pairs.rank(left, right);
+    (rank != NO_RANK).then_some(Candidate { rank, place, left, right })
 }

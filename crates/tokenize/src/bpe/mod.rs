@@ -1,6 +1,7 @@
 //! Byte-pair encoding of one span after another.
 
 mod encoder;
+pub(crate) mod key;
 mod merge;
 mod pairs;
 mod vocabulary;
@@ -35,7 +36,7 @@ pub enum Merges {
 
 /// A byte-pair model, checked when it is made. Immutable; one instance serves any number of threads.
 pub struct Bpe {
-    vocabulary: Vocabulary,
+    pub(crate) vocabulary: Vocabulary,
     pairs: Pairs,
     whole_tokens_first: bool,
 }
@@ -58,14 +59,24 @@ impl Bpe {
 
     /// Hands the ids of one span to `emit`, in order.
     pub(crate) fn encode_span(&self, span: &[u8], scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
-        if self.whole_tokens_first
-            && let Some(id) = self.vocabulary.id(span)
+        let whole = self.vocabulary.id(span);
+        if let Some(id) = whole
+            && (self.whole_tokens_first || self.vocabulary.is_confirmed(id))
         {
             emit(id);
             return;
         }
-        let ids = span.iter().map(|&byte| self.vocabulary.byte_id(byte));
-        merge::merge_all(&self.pairs, ids, scratch, emit);
+        let mut last = None;
+        merge::merge_all(&self.pairs, &self.vocabulary, span, scratch, |id| {
+            last = Some(id);
+            emit(id);
+        });
+        // No two tokens have the same bytes: if the last id is that of the whole span, it is the only one.
+        if let Some(id) = whole
+            && last == whole
+        {
+            self.vocabulary.confirm(id);
+        }
     }
 
     /// Length in bytes of the token `id`, 0 if there is none.

@@ -1,5 +1,7 @@
 //! Patterns without a scanner of their own: the `fancy-regex` engine.
 
+use std::ops::ControlFlow;
+
 use fancy_regex::Regex;
 
 use crate::error::TokenizeError;
@@ -23,12 +25,12 @@ impl GenericPattern {
         Ok(Self { regex })
     }
 
-    /// Calls `f` for each match, and with `keep_unmatched` for each stretch of text between matches.
+    /// Calls `f` for each match until it breaks, and with `keep_unmatched` for each stretch of text between matches.
     pub(crate) fn try_for_each<'t>(
         &self,
         text: &'t str,
         keep_unmatched: bool,
-        mut f: impl FnMut(&'t str),
+        mut f: impl FnMut(&'t str) -> ControlFlow<()>,
     ) -> Result<(), TokenizeError> {
         let mut covered = 0;
         for found in self.regex.find_iter(text) {
@@ -36,16 +38,16 @@ impl GenericPattern {
                 length: text.len(),
                 reason: error.to_string(),
             })?;
-            if keep_unmatched && found.start() > covered {
-                f(&text[covered..found.start()]);
-            }
-            if found.end() > found.start() {
-                f(found.as_str());
+            let unmatched = if keep_unmatched { &text[covered..found.start()] } else { "" };
+            for span in [unmatched, found.as_str()] {
+                if !span.is_empty() && f(span).is_break() {
+                    return Ok(());
+                }
             }
             covered = found.end();
         }
         if keep_unmatched && covered < text.len() {
-            f(&text[covered..]);
+            let _ = f(&text[covered..]);
         }
         Ok(())
     }

@@ -3,18 +3,23 @@
 //! Tokenizer files describe the split by a regular expression. The well-known ones are recognised by their text
 //! and served by a scanner written for them; every other one runs on a regex engine.
 
+pub(crate) mod block;
 mod classes;
 mod generic;
-mod grammar;
+pub(crate) mod grammar;
 mod known;
+mod rules;
 mod scalar;
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::error::TokenizeError;
+use crate::kernels;
+use block::Starts;
 use generic::GenericPattern;
-use grammar::{Cl100k, Gpt2, Grammar, Llama3, O200k, Qwen2};
+use grammar::{Cl100k, Gpt2, Llama3, O200k, Qwen2};
 use known::Known;
 
 /// What happens to text between two matches of the pattern. The known patterns match everything.
@@ -90,16 +95,32 @@ impl Pretokenizer {
     /// # Errors
     /// [`TokenizeError::PatternGaveUp`] where the regex engine reaches its backtracking limit; spans before that
     /// place have been handed out. Never for a known pattern.
-    pub fn for_each<'t>(&self, text: &'t str, f: impl FnMut(&'t str)) -> Result<(), TokenizeError> {
+    pub fn for_each<'t>(&self, text: &'t str, mut f: impl FnMut(&'t str)) -> Result<(), TokenizeError> {
+        self.for_each_batch(text, |text, bounds| {
+            for pair in bounds.windows(2) {
+                f(&text[pair[0]..pair[1]]);
+            }
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Calls `f` with a part of the text and where spans start in it; the last number is the end of the last span.
+    /// Stops when `f` breaks.
+    pub(crate) fn for_each_batch<'t>(
+        &self,
+        text: &'t str,
+        mut f: impl FnMut(&'t str, &[usize]) -> ControlFlow<()>,
+    ) -> Result<(), TokenizeError> {
         match &self.engine {
-            Engine::Generic(generic) => generic.try_for_each(text, self.unmatched == Unmatched::Keep, f)?,
-            Engine::Known(Known::Gpt2) => scan::<Gpt2>(text, f),
-            Engine::Known(Known::Cl100k) => scan::<Cl100k>(text, f),
-            Engine::Known(Known::Llama3) => scan::<Llama3>(text, f),
-            Engine::Known(Known::Qwen2) => scan::<Qwen2>(text, f),
-            Engine::Known(Known::O200k) => scan::<O200k>(text, f),
+            Engine::Generic(generic) => {
+                generic
+                    .try_for_each(text, self.unmatched == Unmatched::Keep, |span| f(span, &[0, span.len()]))
+            }
+            Engine::Known(known) => {
+                scan(*known, text, f);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// All spans of `text`.
@@ -127,12 +148,22 @@ impl fmt::Debug for Pretokenizer {
     }
 }
 
-fn scan<'t, G: Grammar>(text: &'t str, mut f: impl FnMut(&'t str)) {
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        let end = scalar::next_end::<G>(bytes, at);
-        f(&text[at..end]);
-        at = end;
+fn scan<'t>(known: Known, text: &'t str, mut f: impl FnMut(&'t str, &[usize]) -> ControlFlow<()>) {
+    let fill = match known {
+        Known::Gpt2 => kernels::fill::<Gpt2>,
+        Known::Cl100k => kernels::fill::<Cl100k>,
+        Known::Llama3 => kernels::fill::<Llama3>,
+        Known::Qwen2 => kernels::fill::<Qwen2>,
+        Known::O200k => kernels::fill::<O200k>,
+    };
+    let mut starts = Starts::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        fill(rest.as_bytes(), &mut starts);
+        let bounds = starts.bounds();
+        if f(rest, bounds).is_break() {
+            return;
+        }
+        rest = &rest[bounds.last().copied().unwrap_or(rest.len())..];
     }
 }

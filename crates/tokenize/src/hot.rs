@@ -1,0 +1,74 @@
+//! The first level of the cache: 16 bytes a span.
+
+use crate::bpe::key::Key;
+
+/// Spans of up to eleven bytes: the bytes, the length, the number of ids and the first id. Each hash has one place.
+pub(crate) struct HotTable {
+    entries: Box<[Entry]>,
+}
+
+/// A key in whose unused bits stand the first id (24 bits) and the number of ids (8 bits).
+#[derive(Clone, Copy, Default)]
+#[repr(align(16))]
+struct Entry {
+    low: u64,
+    high: u64,
+}
+
+/// The longest span in bytes.
+const LONGEST: u64 = 11;
+const VALUE_SHIFT: u32 = 24;
+const VALUE: u64 = 0xffff_ffff << VALUE_SHIFT;
+
+impl HotTable {
+    /// A table of `entries`, a power of two.
+    pub(crate) fn new(entries: usize) -> Self {
+        Self { entries: vec![Entry::default(); entries.next_power_of_two()].into_boxed_slice() }
+    }
+
+    #[inline(always)]
+    fn place(&self, key: Key) -> usize {
+        key.hash() & (self.entries.len() - 1)
+    }
+
+    /// The number of ids in the highest byte and the first id below; 0 where the span is not known.
+    #[inline(always)]
+    pub(crate) fn get(&self, key: Key) -> u32 {
+        let (low, high) = key.halves();
+        let Some(entry) = self.entries.get(self.place(key)) else { return 0 };
+        // A longer key has bits where entries have the value: it equals none of them.
+        let same = entry.low == low && entry.high & !VALUE == high;
+        if same { (entry.high >> VALUE_SHIFT) as u32 } else { 0 }
+    }
+
+    /// Remembers `value`, as [`Self::get`] returns it, unless the span is too long.
+    #[inline(always)]
+    pub(crate) fn insert(&mut self, key: Key, value: u32) {
+        let (low, high) = key.halves();
+        let place = self.place(key);
+        if let Some(entry) = self.entries.get_mut(place)
+            && high >> 56 <= LONGEST
+        {
+            *entry = Entry { low, high: high | u64::from(value) << VALUE_SHIFT };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpe::key::key_of;
+
+    #[test]
+    fn tells_spans_apart_and_leaves_long_ones_out() {
+        let mut table = HotTable::new(1);
+        for length in 1..=15 {
+            let span = &b"abcdefghijklmno"[..length];
+            assert_eq!(table.get(key_of(span)), 0);
+            table.insert(key_of(span), 0x0102_0304);
+            assert_eq!(table.get(key_of(span)), if length <= 11 { 0x0102_0304 } else { 0 });
+        }
+        assert_eq!(table.get(key_of(b"abcdefghijl")), 0);
+        assert_eq!(table.get(Key::default()), 0);
+    }
+}
