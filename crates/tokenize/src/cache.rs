@@ -205,7 +205,7 @@ impl Drop for Worker {
 
 /// The workers of one encoder.
 pub(crate) struct Pool {
-    places: [Mutex<Option<Box<Worker>>>; PLACES],
+    places: [Mutex<Option<Worker>>; PLACES],
 }
 
 impl Pool {
@@ -236,13 +236,13 @@ impl Pool {
 }
 
 /// A worker with large tables while the process has room for them.
-fn new_worker() -> Box<Worker> {
+fn new_worker() -> Worker {
     const BYTES: usize =
         HOT_ENTRIES * 16 + BUCKETS * size_of::<Bucket>() + LONG_ENTRIES * size_of::<LongEntry>();
     let reserved = RESERVED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| {
         Some(bytes + BYTES).filter(|bytes| *bytes <= PROCESS_LIMIT)
     });
-    Box::new(if reserved.is_ok() { Worker::with_size(0, BYTES) } else { Worker::with_size(SMALLER, 0) })
+    if reserved.is_ok() { Worker::with_size(0, BYTES) } else { Worker::with_size(SMALLER, 0) }
 }
 
 /// A number for each thread, in order of first use, so that threads begin at different places of a pool.

@@ -90,7 +90,7 @@ mod tests {
         assert_ne!(key_of(b"ab"), key_of(b"ab\0"));
         assert_eq!(key_of(b"0123456789abcdef"), NO_KEY);
         for start in 0..text.len() {
-            for end in start + 1..text.len().min(start + SHORT) + 1 {
+            for end in start + 1..=text.len().min(start + SHORT) {
                 assert_eq!(key_at(text, start, end), key_of(&text[start..end]));
                 assert!(!key_at(text, start, end).is_empty());
             }

@@ -92,7 +92,7 @@ fn signs(bytes: __m256i) -> u32 {
 
 /// The operations as plain functions, for the tests.
 #[cfg(test)]
-mod plain {
+pub(crate) mod plain {
     use super::{Avx2, BLOCK, Lanes, Masks};
 
     #[target_feature(enable = "avx2,bmi2")]
@@ -113,5 +113,3 @@ mod plain {
         Avx2::scatter_bits(value, places)
     }
 }
-#[cfg(test)]
-pub(crate) use plain::{classify, gather_bits, scatter_bits};

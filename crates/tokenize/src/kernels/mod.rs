@@ -72,12 +72,15 @@ mod tests {
             for (place, byte) in bytes.iter_mut().enumerate() {
                 *byte = (place as u8).wrapping_mul(5).wrapping_add(shift);
             }
-            assert_eq!(avx2::classify(&bytes), portable::Portable::classify(&bytes));
+            assert_eq!(avx2::plain::classify(&bytes), portable::Portable::classify(&bytes));
             let places = u64::from_le_bytes(bytes[..8].try_into().unwrap());
             let value = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
             let expected = portable::Portable::gather_bits(value, places);
-            assert_eq!(avx2::gather_bits(value, places), expected);
-            assert_eq!(avx2::scatter_bits(value, places), portable::Portable::scatter_bits(value, places));
+            assert_eq!(avx2::plain::gather_bits(value, places), expected);
+            assert_eq!(
+                avx2::plain::scatter_bits(value, places),
+                portable::Portable::scatter_bits(value, places)
+            );
         }
     }
 }

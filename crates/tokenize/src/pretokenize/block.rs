@@ -116,7 +116,7 @@ fn scan_block<G: Grammar, K: Lanes>(text: &[u8], at: usize) -> (u64, usize) {
         certain_starts::<G>(&Characters::ascii(&masks, contractions, ascii))
     };
     // The last start begins a span that may not end here: it is where the next block begins.
-    let step = 63 - (starts | 1).leading_zeros();
+    let step = (starts | 1).ilog2();
     (starts ^ 1 << step, step as usize)
 }
 

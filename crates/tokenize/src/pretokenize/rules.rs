@@ -151,7 +151,7 @@ fn space_starts(c: &Characters, other: u64) -> (u64, u64) {
         let end = broken_again & broken_again.wrapping_neg();
         broken_again ^= end;
         let begins = after_last_break & (end - 1);
-        after_last_break ^= 1 << (63 - (begins | 1).leading_zeros()) & begins;
+        after_last_break ^= (1 << (begins | 1).ilog2()) & begins;
     }
     let before_word = inline & !(c.space >> 1);
     ((run & !taken) | (after_taken & c.space) | after_last_break | before_word, taken)
