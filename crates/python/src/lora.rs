@@ -49,15 +49,11 @@ pub(crate) mod lora {
         let (a, b) = (lora_A.view().map_err(NativeError::from)?, lora_B.view().map_err(NativeError::from)?);
         let source = weight.view().map_err(NativeError::from)?;
         let work = source.byte_len() * 2 + multiplication_bytes(&b, a.shape().last().copied().unwrap_or(0));
-        match out {
-            Some(out) if !is_same(&out.view().map_err(NativeError::from)?, &source) => {
-                let mut target = out.view_mut()?;
-                run(py, work, || core::merge_weights_into(&mut target, &source, &a, &b, &options))
-            }
-            _ => {
-                let mut target = weight.view_mut()?;
-                run(py, work, || core::merge_weights(&mut target, &a, &b, &options))
-            }
+        let mut target = out.as_ref().unwrap_or(&weight).view_mut()?;
+        if is_same(&target.as_ref(), &source) {
+            run(py, work, || core::merge_weights(&mut target, &a, &b, &options))
+        } else {
+            run(py, work, || core::merge_weights_into(&mut target, &source, &a, &b, &options))
         }
     }
 

@@ -4,7 +4,7 @@ use super::Kernels;
 use super::pack::{self, ColumnPack, RowPack};
 use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage};
-use super::tile::{self, Tile, TileSet};
+use super::tile::{self, ONE_PANELS, Tile, TileSet};
 use super::vector::{Fused, Vector};
 #[allow(clippy::wildcard_imports)] // every line below is an intrinsic
 use std::arch::x86_64::*;
@@ -174,9 +174,9 @@ pub(crate) unsafe fn transpose_words(rows: &[*const u8; 8], words: *mut u32, str
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn fused<S: Storage, const COUNT: usize>(tile: &Tile) {
+unsafe fn fused<S: Storage, const COUNT: usize, const PANELS: usize>(tile: &Tile) {
     // SAFETY: this function enables the tier; the caller vouches for the tile.
-    unsafe { tile::run::<F32x8, Fused, S, ROWS, COUNT>(tile) }
+    unsafe { tile::run::<F32x8, Fused, S, ROWS, COUNT, PANELS>(tile) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -204,7 +204,13 @@ unsafe fn widen<S: Storage>(source: *const u8, target: *mut f32, count: usize) {
 }
 
 const fn tiles<S: Storage>() -> TileSet {
-    TileSet { full: fused::<S, ROWS>, four: fused::<S, 4>, two: fused::<S, 2>, one: fused::<S, 1> }
+    TileSet {
+        full: fused::<S, ROWS, 1>,
+        four: fused::<S, 4, 1>,
+        two: fused::<S, 2, 1>,
+        one: fused::<S, 1, 1>,
+        one_wide: fused::<S, 1, ONE_PANELS>,
+    }
 }
 
 /// The kernels of this tier. They may be called only where [`infer_accel_tensor::simd::detected`] names it.

@@ -5,7 +5,7 @@ use super::avx2::transpose_words;
 use super::pack::{self, ColumnPack, RowPack};
 use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage};
-use super::tile::{self, Tile, TileSet};
+use super::tile::{self, ONE_PANELS, Tile, TileSet};
 use super::vector::{Fused, PairDot, Paired, Vector};
 #[allow(clippy::wildcard_imports)] // every line below is an intrinsic
 use std::arch::x86_64::*;
@@ -155,15 +155,15 @@ impl PairDot for F32x16 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
-unsafe fn fused<S: Storage, const COUNT: usize>(tile: &Tile) {
+unsafe fn fused<S: Storage, const COUNT: usize, const PANELS: usize>(tile: &Tile) {
     // SAFETY: this function enables the tier; the caller vouches for the tile.
-    unsafe { tile::run::<F32x16, Fused, S, ROWS, COUNT>(tile) }
+    unsafe { tile::run::<F32x16, Fused, S, ROWS, COUNT, PANELS>(tile) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")]
-unsafe fn paired<S: Storage, const COUNT: usize>(tile: &Tile) {
+unsafe fn paired<S: Storage, const COUNT: usize, const PANELS: usize>(tile: &Tile) {
     // SAFETY: this function enables the tier; the caller vouches for the tile.
-    unsafe { tile::run::<F32x16, Paired, S, ROWS, COUNT>(tile) }
+    unsafe { tile::run::<F32x16, Paired, S, ROWS, COUNT, PANELS>(tile) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
@@ -191,11 +191,23 @@ unsafe fn widen<S: Storage>(source: *const u8, target: *mut f32, count: usize) {
 }
 
 const fn fused_tiles<S: Storage>() -> TileSet {
-    TileSet { full: fused::<S, ROWS>, four: fused::<S, 4>, two: fused::<S, 2>, one: fused::<S, 1> }
+    TileSet {
+        full: fused::<S, ROWS, 1>,
+        four: fused::<S, 4, 1>,
+        two: fused::<S, 2, 1>,
+        one: fused::<S, 1, 1>,
+        one_wide: fused::<S, 1, ONE_PANELS>,
+    }
 }
 
 const fn paired_tiles<S: Storage>() -> TileSet {
-    TileSet { full: paired::<S, ROWS>, four: paired::<S, 4>, two: paired::<S, 2>, one: paired::<S, 1> }
+    TileSet {
+        full: paired::<S, ROWS, 1>,
+        four: paired::<S, 4, 1>,
+        two: paired::<S, 2, 1>,
+        one: paired::<S, 1, 1>,
+        one_wide: paired::<S, 1, ONE_PANELS>,
+    }
 }
 
 const WITH_FMA: Kernels = Kernels {

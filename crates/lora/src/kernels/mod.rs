@@ -7,6 +7,7 @@
 
 mod apply;
 mod control;
+mod exponents;
 mod lanes;
 mod matrix;
 mod pack;

@@ -5,7 +5,7 @@ use super::lanes::Lanes;
 use super::pack::{self, ColumnPack, RowPack};
 use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage};
-use super::tile::{self, Tile, TileSet};
+use super::tile::{self, ONE_PANELS, Tile, TileSet};
 use super::vector::Fused;
 
 /// Rows of a tile.
@@ -14,9 +14,9 @@ const ROWS: usize = 6;
 /// Lanes of a tile: with four-lane registers, 6 × 4 sums of the 32 registers that such processors have.
 const LANES: usize = 8;
 
-unsafe fn fused<S: Storage, const COUNT: usize>(tile: &Tile) {
+unsafe fn fused<S: Storage, const COUNT: usize, const PANELS: usize>(tile: &Tile) {
     // SAFETY: plain Rust needs no tier; the caller vouches for the tile.
-    unsafe { tile::run::<Lanes<LANES>, Fused, S, ROWS, COUNT>(tile) }
+    unsafe { tile::run::<Lanes<LANES>, Fused, S, ROWS, COUNT, PANELS>(tile) }
 }
 
 unsafe fn pack_columns(job: &ColumnPack) {
@@ -40,7 +40,13 @@ unsafe fn widen<S: Storage>(source: *const u8, target: *mut f32, count: usize) {
 }
 
 const fn tiles<S: Storage>() -> TileSet {
-    TileSet { full: fused::<S, ROWS>, four: fused::<S, 4>, two: fused::<S, 2>, one: fused::<S, 1> }
+    TileSet {
+        full: fused::<S, ROWS, 1>,
+        four: fused::<S, 4, 1>,
+        two: fused::<S, 2, 1>,
+        one: fused::<S, 1, 1>,
+        one_wide: fused::<S, 1, ONE_PANELS>,
+    }
 }
 
 /// The kernels of this tier.

@@ -1,10 +1,12 @@
 //! Every set of kernels against a scalar specification: no bit may differ.
 
 use super::lanes::Lanes;
+use super::matrix::Matrix;
 use super::pack::{self, ColumnPack, RowPack};
 use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage};
-use super::tile::{self, Tile, TileSet};
+use super::tile::{self, ONE_PANELS, Tile, TileSet};
+use super::update::Update;
 use super::vector::{Fused, Paired};
 use super::*;
 use infer_accel_tensor::simd::available;
@@ -17,14 +19,14 @@ mod wide {
 
     type Wide = Lanes<16>;
 
-    unsafe fn fused<S: Storage, const COUNT: usize>(tile: &Tile) {
+    unsafe fn fused<S: Storage, const COUNT: usize, const PANELS: usize>(tile: &Tile) {
         // SAFETY: as the portable tier.
-        unsafe { tile::run::<Wide, Fused, S, 12, COUNT>(tile) }
+        unsafe { tile::run::<Wide, Fused, S, 12, COUNT, PANELS>(tile) }
     }
 
-    unsafe fn paired<S: Storage, const COUNT: usize>(tile: &Tile) {
+    unsafe fn paired<S: Storage, const COUNT: usize, const PANELS: usize>(tile: &Tile) {
         // SAFETY: as the portable tier.
-        unsafe { tile::run::<Wide, Paired, S, 12, COUNT>(tile) }
+        unsafe { tile::run::<Wide, Paired, S, 12, COUNT, PANELS>(tile) }
     }
 
     unsafe fn pack_columns(job: &ColumnPack) {
@@ -48,11 +50,23 @@ mod wide {
     }
 
     const fn fused_tiles<S: Storage>() -> TileSet {
-        TileSet { full: fused::<S, 12>, four: fused::<S, 4>, two: fused::<S, 2>, one: fused::<S, 1> }
+        TileSet {
+            full: fused::<S, 12, 1>,
+            four: fused::<S, 4, 1>,
+            two: fused::<S, 2, 1>,
+            one: fused::<S, 1, 1>,
+            one_wide: fused::<S, 1, ONE_PANELS>,
+        }
     }
 
     const fn paired_tiles<S: Storage>() -> TileSet {
-        TileSet { full: paired::<S, 12>, four: paired::<S, 4>, two: paired::<S, 2>, one: paired::<S, 1> }
+        TileSet {
+            full: paired::<S, 12, 1>,
+            four: paired::<S, 4, 1>,
+            two: paired::<S, 2, 1>,
+            one: paired::<S, 1, 1>,
+            one_wide: paired::<S, 1, ONE_PANELS>,
+        }
     }
 
     pub(super) static KERNELS: Kernels = Kernels {
@@ -100,6 +114,11 @@ enum Values {
 
 fn values() -> impl Strategy<Value = Values> {
     prop_oneof![3 => Just(Values::Plain), 1 => Just(Values::Tiny), 1 => Just(Values::Wild)]
+}
+
+/// Tails of every length, and widths that fill several panels.
+fn sides() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => 0_usize..=70, 1 => 120_usize..=150]
 }
 
 fn dtype() -> impl Strategy<Value = DType> {
@@ -253,15 +272,12 @@ fn update(target: &mut Stored, source: Option<&Stored>, a: &Stored, b: &Stored, 
     Update { source: read, target: written, rows, columns, scaling }
 }
 
-use super::matrix::Matrix;
-use super::update::Update;
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn merges_to_the_bit(
-        (rows, columns, rank) in (0_usize..=70, 0_usize..=70, prop_oneof![0_usize..=9, 10_usize..=40]),
+        (rows, columns, rank) in (0_usize..=70, sides(), prop_oneof![0_usize..=9, 10_usize..=40]),
         dtypes in (dtype(), dtype(), dtype()),
         kinds in (values(), values(), values()),
         layouts in (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>()),
@@ -298,7 +314,7 @@ proptest! {
 
     #[test]
     fn applies_to_the_bit(
-        (tokens, features, rank, outputs) in (0_usize..=11, prop_oneof![0_usize..=70, 1000_usize..=1100], 0_usize..=20, 0_usize..=70),
+        (tokens, features, rank, outputs) in (0_usize..=11, prop_oneof![0_usize..=70, 1000_usize..=1100], 0_usize..=20, sides()),
         dtypes in (dtype(), dtype(), dtype(), dtype()),
         kinds in (values(), values(), values()),
         layouts in (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>()),
@@ -325,4 +341,27 @@ proptest! {
             }
         }
     }
+}
+
+/// The rule that lets `vdpbf16ps` in must not let in what it would get wrong, nor keep out what real adapters hold.
+#[test]
+fn pairs_are_let_in_where_they_are_exact() {
+    let admits = |a: f32, b: f32| {
+        let stored = |value: f32| Stored {
+            bytes: [narrow(1.0, DType::BF16), narrow(value, DType::BF16), narrow(-0.0, DType::BF16)].concat(),
+            dtype: DType::BF16,
+            shape: [1, 3],
+            strides: [3, 1],
+        };
+        let (a, b) = (stored(a), stored(b));
+        let [a, b] = [&a, &b].map(|stored| Matrix::of(&stored.view()).unwrap());
+        // SAFETY: both matrices are whole and of bfloat16.
+        unsafe { exponents::pairs_are_exact(&a, &b) }
+    };
+    assert!(admits(1e-6, -1e-9));
+    assert!(admits(2.0_f32.powi(-56), 2.0_f32.powi(-56)));
+    assert!(!admits(2.0_f32.powi(-56), 2.0_f32.powi(-57)));
+    assert!(!admits(1e-40, 1.0));
+    assert!(!admits(1.0, -1e-40));
+    assert!(admits(0.0, f32::MAX));
 }

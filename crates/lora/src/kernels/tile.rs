@@ -36,7 +36,12 @@ pub(crate) struct TileSet {
     pub(crate) four: TileFn,
     pub(crate) two: TileFn,
     pub(crate) one: TileFn,
+    /// One row of [`ONE_PANELS`] panels side by side: a single panel has too few chains to hide an FMA's latency.
+    pub(crate) one_wide: TileFn,
 }
+
+/// Panels that [`TileSet::one_wide`] takes.
+pub(crate) const ONE_PANELS: usize = 4;
 
 impl TileSet {
     /// The largest kernel for at most `rows` rows, and how many it takes. `rows` is at least one.
@@ -51,17 +56,24 @@ impl TileSet {
     }
 }
 
-/// Adds `scaling · (packed rows × packed columns)` to `COUNT` rows of the tile.
+/// Adds `scaling · (packed rows × packed columns)` to `COUNT` rows of `PANELS` tiles side by side.
 ///
 /// Each element is one chain: `sum = 0`, then `sum = fma(row, column, sum)` step by step, then
 /// `fma(scaling, sum, element)`, rounded to storage. What is not a number becomes the canonical NaN.
 ///
 /// # Safety
 ///
-/// The processor has the tier of `V`; `PANEL` is the stride of the packed rows and at least `COUNT`; the
+/// The processor has the tier of `V`; `ROW_STRIDE` is that of the packed rows and at least `COUNT`; the
 /// pointers of the tile cover what its fields say.
 #[inline(always)]
-pub(crate) unsafe fn run<V: Vector, P: Product<V>, S: Storage, const PANEL: usize, const COUNT: usize>(
+pub(crate) unsafe fn run<
+    V: Vector,
+    P: Product<V>,
+    S: Storage,
+    const ROW_STRIDE: usize,
+    const COUNT: usize,
+    const PANELS: usize,
+>(
     tile: &Tile,
 ) {
     // SAFETY: the caller vouches for the tier and the pointers; offsets stay inside what the fields describe, and
@@ -70,26 +82,36 @@ pub(crate) unsafe fn run<V: Vector, P: Product<V>, S: Storage, const PANEL: usiz
         for row in 0..COUNT as isize {
             V::prefetch(tile.source.wrapping_offset(row * tile.source_stride + tile.ahead));
         }
-        let mut sums = [[V::splat(0.0); 2]; COUNT];
+        let mut sums = [[[V::splat(0.0); 2]; PANELS]; COUNT];
         let (mut columns, mut rows) = (tile.columns, tile.rows);
+        let panel = tile.steps * 2 * V::LANES;
         for _ in 0..tile.steps {
-            let pair = [V::load(columns), V::load(columns.add(V::LANES))];
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let factor = V::splat(*rows.add(row));
-                sums[0] = P::accumulate(factor, pair[0], sums[0]);
-                sums[1] = P::accumulate(factor, pair[1], sums[1]);
+            for side in 0..PANELS {
+                let column = columns.add(side * panel);
+                let pair = [V::load(column), V::load(column.add(V::LANES))];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let factor = V::splat(*rows.add(row));
+                    let sums = &mut sums[side];
+                    sums[0] = P::accumulate(factor, pair[0], sums[0]);
+                    sums[1] = P::accumulate(factor, pair[1], sums[1]);
+                }
             }
             columns = columns.add(2 * V::LANES);
-            rows = rows.add(PANEL);
+            rows = rows.add(ROW_STRIDE);
         }
         let scaling = V::splat(tile.scaling);
         for (row, sums) in sums.iter().enumerate() {
-            let values = S::load::<V>(tile.source.offset(row as isize * tile.source_stride));
-            let mut merged = [scaling.mul_add(sums[0], values[0]), scaling.mul_add(sums[1], values[1])];
-            if merged[0].any_nan(merged[1]) {
-                merged = merged.map(|values| values.canonical());
+            let source = tile.source.offset(row as isize * tile.source_stride);
+            let target = tile.target.offset(row as isize * tile.target_stride);
+            for (side, sums) in sums.iter().enumerate() {
+                let offset = side * 2 * V::LANES * S::SIZE;
+                let values = S::load::<V>(source.add(offset));
+                let mut merged = [scaling.mul_add(sums[0], values[0]), scaling.mul_add(sums[1], values[1])];
+                if merged[0].any_nan(merged[1]) {
+                    merged = merged.map(|values| values.canonical());
+                }
+                S::store::<V>(merged, target.add(offset));
             }
-            S::store::<V>(merged, tile.target.offset(row as isize * tile.target_stride));
         }
     }
 }

@@ -1,11 +1,12 @@
 //! `target = source + scaling · rows · columns`, cut into tasks, blocks and tiles.
 
 use super::control::FloatControl;
+use super::exponents::pairs_are_exact;
 use super::matrix::Matrix;
 use super::pack::{ColumnPack, Order, RowPack};
 use super::scratch::{Scratch, with_task};
 use super::storage::Format;
-use super::tile::{Tile, TileFn, TileSet};
+use super::tile::{ONE_PANELS, Tile, TileFn, TileSet};
 use super::{CallSettings, Kernels};
 use infer_accel_tensor::threads::parallel_for;
 use infer_accel_tensor::{TensorMut, TensorRef};
@@ -13,6 +14,9 @@ use std::ops::Range;
 
 /// Bytes of packed columns that all rows of a task pass over; they stay in a second-level cache.
 const COLUMN_BYTES: usize = 256 << 10;
+
+/// The same where a tile or less takes all rows: used once, the columns need not outlive a first-level cache.
+const COLUMN_BYTES_ONCE: usize = 16 << 10;
 
 /// Bytes of packed rows that a task holds; read once per block of columns, from any cache.
 const ROW_BYTES: usize = 512 << 10;
@@ -183,7 +187,8 @@ impl Update {
         let step_bytes = size_of::<f32>() * plan.steps.max(1);
         let panel_rows = plan.kernels.panel_rows;
         let row_block = (ROW_BYTES / step_bytes / panel_rows).max(1) * panel_rows;
-        let column_block = (COLUMN_BYTES / step_bytes / plan.width).max(1) * plan.width;
+        let column_bytes = if rows.len() > panel_rows { COLUMN_BYTES } else { COLUMN_BYTES_ONCE };
+        let column_block = (column_bytes / step_bytes / plan.width).max(1) * plan.width;
         for row in rows.clone().step_by(row_block) {
             let count = row_block.min(rows.end - row);
             let packed_rows = scratch.rows.numbers(count.next_multiple_of(panel_rows) * plan.steps);
@@ -230,10 +235,14 @@ impl Update {
             let left = (plan.kernels.panel_rows - within).min(rows.end - row);
             let (kernel, count) = plan.tiles.largest(left, plan.kernels.panel_rows);
             let row_panel = packed_rows.wrapping_add((row - rows.start - within) * plan.steps + within);
-            for (index, column) in columns.clone().step_by(plan.width).enumerate() {
-                let width = plan.width.min(columns.end - column);
+            let mut column = columns.start;
+            while column < columns.end {
+                let (mut kernel, mut width) = (kernel, plan.width.min(columns.end - column));
+                if count == 1 && is_dense && columns.end - column >= ONE_PANELS * plan.width {
+                    (kernel, width) = (plan.tiles.one_wide, ONE_PANELS * plan.width);
+                }
                 let tile = Tile {
-                    columns: packed_columns.wrapping_add(index * plan.width * plan.steps),
+                    columns: packed_columns.wrapping_add((column - columns.start) * plan.steps),
                     rows: row_panel,
                     steps: plan.steps,
                     source: self.source.at(row, column),
@@ -246,12 +255,13 @@ impl Update {
                 // SAFETY: the caller vouches for the tier, the elements and the packed panels; a kernel that reaches
                 // beyond the block works on a copy.
                 unsafe {
-                    if is_dense && width == plan.width {
+                    if is_dense && width >= plan.width {
                         kernel(&tile);
                     } else {
                         self.run_staged(kernel, tile, (row, count), (column, width), plan.width);
                     }
                 }
+                column += width;
             }
             row += count;
         }
@@ -323,40 +333,3 @@ const STAGE_BYTES: usize = 12 * 32 * 4;
 
 #[repr(align(64))]
 struct Stage([u8; STAGE_BYTES]);
-
-/// Whether `vdpbf16ps`, which takes subnormal numbers for zero, gives the bits that FMA gives.
-///
-/// It does if no subnormal number can come up. Let `a` and `b` be the smallest exponents of nonzero elements of
-/// the two matrices, none of them subnormal. A bfloat16 number has eight bits, so elements are multiples of
-/// `2^(a-7)` and `2^(b-7)`, products are multiples of `q = 2^(a+b-14)`, and so are their sums, before rounding and
-/// after: rounding to binary32 goes to a multiple of a larger power of two, or changes nothing. A nonzero sum is at
-/// least `q`, which is a normal number if `a + b - 14 >= -126`.
-///
-/// # Safety
-///
-/// Every element of both matrices is readable and a bfloat16 number.
-unsafe fn pairs_are_exact(rows: &Matrix, columns: &Matrix) -> bool {
-    const BIAS: u32 = 127;
-    // SAFETY: the caller vouches for the elements.
-    let [a, b] = [rows, columns].map(|matrix| unsafe { smallest_exponent(matrix) });
-    a > 0 && b > 0 && a + b + 126 >= 2 * BIAS + 14
-}
-
-/// The smallest biased exponent of a nonzero element: 0 if one is subnormal, 255 if there is none.
-///
-/// # Safety
-///
-/// Every element of the matrix is readable and a bfloat16 number.
-unsafe fn smallest_exponent(matrix: &Matrix) -> u32 {
-    let matrix = if matrix.has_dense_rows() { *matrix } else { matrix.transposed() };
-    let mut smallest = u16::MAX;
-    for row in 0..matrix.rows {
-        for column in 0..matrix.columns {
-            // SAFETY: the caller vouches for every element.
-            let bits = unsafe { matrix.at(row, column).cast::<u16>().read_unaligned() };
-            // Zero, whatever its sign, wraps around to the largest number.
-            smallest = smallest.min((bits << 1).wrapping_sub(1));
-        }
-    }
-    u32::from(smallest.saturating_add(1) >> 8)
-}
