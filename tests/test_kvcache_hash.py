@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cbor2
 import numpy as np
@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 
 from infer_accel import errors, kvcache, reference
 from infer_accel._backend import native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ALGORITHMS: list[kvcache.Algorithm] = ["sha256_cbor", "sha256"]
 IMPLEMENTATIONS = [native().kvcache, reference.kvcache]
@@ -28,7 +31,11 @@ def serialise(algorithm: kvcache.Algorithm, value: object) -> bytes:
 
 
 def oracle(
-    algorithm: kvcache.Algorithm, ids: list[int], block_size: int, parent: bytes | None, keys: list[Any] | None
+    algorithm: kvcache.Algorithm,
+    ids: list[int],
+    block_size: int,
+    parent: bytes | None,
+    keys: list[Any] | None,
 ) -> list[bytes]:
     """Do what vLLM's `hash_block_tokens` does, block by block."""
     last = parent or hashlib.sha256(serialise(algorithm, "vllm-none-hash")).digest()
@@ -97,13 +104,14 @@ def test_blocks_of_many_thousand_tokens(algorithm: kvcache.Algorithm) -> None:
 )
 def test_every_kind_of_ids(algorithm: kvcache.Algorithm, kind: str) -> None:
     ids = list(range(100, 150))
-    made: Any = {
+    makers: dict[str, Callable[[], Any]] = {
         "list": lambda: ids,
         "tuple": lambda: tuple(ids),
         "range": lambda: range(100, 150),
         "torch": lambda: torch.tensor(ids),
         "strided": lambda: np.repeat(np.array(ids)[::-1], 2)[::-2],
-    }.get(kind, lambda: np.array(ids, kind))()
+    }
+    made = makers.get(kind, lambda: np.array(ids, kind))()
     expected = oracle(algorithm, ids, 16, None, None)
     got = kvcache.hash_blocks(made, block_size=16, algorithm=algorithm)
     assert [row.tobytes() for row in got] == expected

@@ -191,7 +191,12 @@ def test_hostile_handles(handles: Any, code: str) -> None:
     held = pool.alloc(2)
     pool.cache(held[:1], [HASHES[0]])
     before = pool.stats()
-    calls = [pool.free, pool.retain, pool.ids, lambda bad: pool.cache(bad, [HASHES[1]])]
+    calls: list[Callable[[Any], object]] = [
+        pool.free,
+        pool.retain,
+        pool.ids,
+        lambda bad: pool.cache(bad, [HASHES[1]]),
+    ]
     for call in calls:
         if handles == [1 << 62]:
             handles = [1 << 62 | 1]

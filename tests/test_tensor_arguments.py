@@ -76,7 +76,9 @@ def test_buffers_arrive() -> None:
         (memoryview(b"ab").cast("c")[::1].cast("B").cast("c"), None, None),
     ],
 )
-def test_what_is_no_tensor_is_refused(value: Any, error: type[errors.InferAccelError] | None, code: str | None) -> None:
+def test_what_is_no_tensor_is_refused(
+    value: Any, error: type[errors.InferAccelError] | None, code: str | None
+) -> None:
     if error is None:
         describe(value)
         return
@@ -241,7 +243,12 @@ def test_errors_survive_pickling() -> None:
 
     error = errors.OutOfBlocksError("none left", needed=5, free=2, code="out_of_blocks.all_in_use")
     again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.code, again.needed, again.free) == ("none left", "out_of_blocks.all_in_use", 5, 2)
+    assert (str(again), again.code, again.needed, again.free) == (
+        "none left",
+        "out_of_blocks.all_in_use",
+        5,
+        2,
+    )
     assert isinstance(again, MemoryError)
 
 
@@ -272,7 +279,18 @@ class TestTorch:
     torch = pytest.importorskip("torch")
 
     @pytest.mark.parametrize(
-        "name", ["bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "int32", "uint8", "bool"]
+        "name",
+        [
+            "bfloat16",
+            "float16",
+            "float32",
+            "float64",
+            "float8_e4m3fn",
+            "float8_e5m2",
+            "int32",
+            "uint8",
+            "bool",
+        ],
     )
     def test_arrives_in_place(self, name: str) -> None:
         t = self.torch.zeros(4, 6, dtype=getattr(self.torch, name))

@@ -38,7 +38,7 @@ def members_by_tokenizers(pattern: str) -> set[int]:
 
 
 def build_table() -> bytes:
-    """The two-stage table, after both references agreed on every class of every code point."""
+    """Return the two-stage table, after both references agreed on every class of every code point."""
     classes = bytearray(0x110000)
     for number, pattern in enumerate(PATTERNS, start=1):
         members = members_by_tiktoken(pattern)

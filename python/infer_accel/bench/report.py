@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["format_value", "print_comparison", "print_notes", "print_rows"]
 
 
+#: In the table; the record has them all.
+_RIVALS_SHOWN = 3
+
+
 def format_value(value: float) -> str:
     """Return three significant digits, without an exponent where a reader expects none.
 
@@ -87,9 +91,13 @@ def _share(row: Row) -> Text:
 
 def _rivals(row: Row) -> Text:
     text = Text()
-    for index, (name, value) in enumerate(row.ranked_peers()):
-        text.append("  " if index else "")
-        text.append(f"{name} {format_value(value)}", style="" if index == 0 else "dim")
+    ranked = row.ranked_peers()
+    for index, (name, value) in enumerate(ranked[:_RIVALS_SHOWN]):
+        text.append(" · " if index else "", style="dim")
+        # No-break spaces keep a name and its figure on one line.
+        text.append(f"{name} {format_value(value)}".replace(" ", "\xa0"), style="" if index == 0 else "dim")
+    if len(ranked) > _RIVALS_SHOWN:
+        text.append(f" · {len(ranked) - _RIVALS_SHOWN}\xa0more", style="dim")
     return text or Text("–", style="dim")
 
 
