@@ -97,12 +97,12 @@ def _wide(array: NDArray[Any], dtype: str) -> Float32:
     return widen_bfloat16(array) if dtype == "bfloat16" else array.astype(np.float32)
 
 
-def _close(result: NDArray[Any], expected: Float32, dtype: str) -> None:
+def _close(result: NDArray[Any], expected: Float32, dtype: str, slack: float = 1e-4) -> None:
     """Raise AssertionError where a result is further off than the roundings of storage explain."""
     for first in range(0, len(result), _BLOCK_ROWS):
         rows = slice(first, first + _BLOCK_ROWS)
         distance = np.abs(_wide(result[rows], dtype) - expected[rows])
-        allowed = np.float32(_RELATIVE[dtype]) * np.abs(expected[rows]) + np.float32(1e-4)
+        allowed = np.float32(_RELATIVE[dtype]) * np.abs(expected[rows]) + np.float32(slack)
         if not np.all(distance <= allowed):
             message = f"off by up to {distance.max()}, beyond what rounding to {dtype} explains"
             raise AssertionError(message)
@@ -331,7 +331,9 @@ def _torch_applies(
         def check(_: object) -> None:
             out.copy_(before)
             run()
-            _close(out.view(torch.int16).numpy().view(np.uint16), _wide(exact, "bfloat16"), "bfloat16")
+            # What lies between torch's products has eight bits, which shows where the sum is small.
+            bits = out.view(torch.int16).numpy().view(np.uint16)
+            _close(bits, _wide(exact, "bfloat16"), "bfloat16", slack=0.02)
 
         return check
 
