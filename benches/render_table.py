@@ -65,9 +65,8 @@ def _lines(record: Path, page: Path, *, full: bool) -> Iterator[str]:
     for part, group in groupby(read_rows(record), key=lambda row: row.part):
         yield ""
         yield from (_full_table if full else _short_table)(part, list(group))
-    if full:
-        yield ""
-        yield from _notes(_machine(record))
+    yield ""
+    yield from _notes(_machine(record), full=full)
 
 
 def _full_table(part: str, rows: Sequence[Row]) -> Iterator[str]:
@@ -127,11 +126,13 @@ def _provenance(record: Path, page: Path) -> str:
     )
 
 
-def _notes(machine: dict[str, Any]) -> Iterator[str]:
-    limits = ", ".join(f"{name} {value / 1e9:.3g} G/s" for name, value in machine["limits"].items())
-    yield f"Limits measured in the same run: {limits or 'none'}."
+def _notes(machine: dict[str, Any], *, full: bool) -> Iterator[str]:
+    if full:
+        limits = ", ".join(f"{name} {value / 1e9:.3g} G/s" for name, value in machine["limits"].items())
+        yield f"Limits measured in the same run: {limits or 'none'}."
     if machine["absent"]:
-        yield ""
+        if full:
+            yield ""
         yield f"Not installed in this run, so not measured against: {', '.join(machine['absent'])}."
 
 
