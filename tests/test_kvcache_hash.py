@@ -111,7 +111,7 @@ def test_every_kind_of_ids(algorithm: kvcache.Algorithm, kind: str) -> None:
         "torch": lambda: torch.tensor(ids),
         "strided": lambda: np.repeat(np.array(ids)[::-1], 2)[::-2],
     }
-    made = makers.get(kind, lambda: np.array(ids, kind))()
+    made = makers[kind]() if kind in makers else np.array(ids, kind)
     expected = oracle(algorithm, ids, 16, None, None)
     got = kvcache.hash_blocks(made, block_size=16, algorithm=algorithm)
     assert [row.tobytes() for row in got] == expected
