@@ -10,7 +10,6 @@ const TOKEN_STORE_BYTES: usize = 8;
 const MAX_FRAMING_BYTES: usize = 64;
 
 /// The buffer of a chain of blocks of one size. What never changes in it is written once.
-#[derive(Clone)]
 pub(super) struct BlockEncoder {
     kernel: Kernel,
     algorithm: Algorithm,
@@ -21,8 +20,6 @@ pub(super) struct BlockEncoder {
     tokens_at: usize,
     /// Whether a block may be longer than one frame of pickle.
     frames: bool,
-    /// Bytes of the block that was encoded last.
-    padded_len: usize,
 }
 
 impl BlockEncoder {
@@ -55,33 +52,26 @@ impl BlockEncoder {
         let frames = algorithm.is_pickle() && body >= pickle::FRAME_TARGET_BYTES;
         let heads = if frames { body / pickle::FRAME_TARGET_BYTES * pickle::FRAME_HEAD_BYTES } else { 0 };
         buffer.resize(body + heads + TOKEN_STORE_BYTES + sha256::PADDING_BYTES, 0);
-        Self {
-            kernel: Kernel::for_tier(tier),
-            algorithm,
-            buffer,
-            parent_at,
-            tokens_at,
-            frames,
-            padded_len: 0,
-        }
+        Self { kernel: Kernel::for_tier(tier), algorithm, buffer, parent_at, tokens_at, frames }
     }
 
-    /// Serialises a block, but for its parent.
+    /// Writes the digest of `(parent, tokens, extra_keys)`.
     #[inline]
-    pub(super) fn encode(&mut self, tokens: &[u32], extra_keys: Option<&ExtraKeys>) {
+    pub(super) fn hash(
+        &mut self,
+        parent: &[u8],
+        tokens: &[u32],
+        extra_keys: Option<&ExtraKeys>,
+        digest: &mut [u8],
+    ) {
+        self.buffer[self.parent_at..self.parent_at + parent.len()].copy_from_slice(parent);
         let length = match self.algorithm {
             Algorithm::Sha256Cbor => self.finish_cbor(tokens, extra_keys),
             Algorithm::Sha256 if self.frames => self.finish_frames(tokens),
             Algorithm::Sha256 => self.finish_pickle(tokens),
         };
-        self.padded_len = sha256::pad(&mut self.buffer, length);
-    }
-
-    /// Writes the digest of the block that was encoded last, under this parent.
-    #[inline]
-    pub(super) fn digest(&mut self, parent: &[u8], digest: &mut [u8]) {
-        self.buffer[self.parent_at..self.parent_at + parent.len()].copy_from_slice(parent);
-        digest.copy_from_slice(&self.kernel.digest(&self.buffer[..self.padded_len]));
+        let padded = sha256::pad(&mut self.buffer, length);
+        digest.copy_from_slice(&self.kernel.digest(&self.buffer[..padded]));
     }
 
     fn finish_cbor(&mut self, tokens: &[u32], extra_keys: Option<&ExtraKeys>) -> usize {

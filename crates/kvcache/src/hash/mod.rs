@@ -57,7 +57,7 @@ impl HashRequest<'_> {
 /// Hashes every full block of a prompt into `out`, one digest after the other.
 ///
 /// `out` must hold [`HashRequest::num_blocks`] digests exactly. Time is linear in the tokens; nothing is allocated
-/// but two buffers as long as a serialised block.
+/// but one buffer as long as a serialised block.
 pub fn hash_blocks(request: &HashRequest<'_>, out: &mut [u8]) -> Result<(), KvCacheError> {
     hash_blocks_with(simd::tier(), request, out)
 }
@@ -71,25 +71,15 @@ fn hash_blocks_with(tier: Tier, request: &HashRequest<'_>, out: &mut [u8]) -> Re
     if num_blocks == 0 {
         return Ok(());
     }
-    let keys = |index: usize| request.extra_keys.get(index).and_then(Option::as_ref);
-    let mut blocks = request.token_ids.chunks_exact(request.block_size).enumerate();
-    // A block is encoded while the one before it is hashed. It needs its parent last, and by then what was
-    // stored has long arrived in the cache, from where the hash reads it in other widths than it was written.
-    let mut current = BlockEncoder::new(tier, request);
-    let mut following = current.clone();
-    if let Some((index, tokens)) = blocks.next() {
-        current.encode(tokens, keys(index));
-    }
+    let mut encoder = BlockEncoder::new(tier, request);
     let mut parent = [0; Algorithm::MAX_DIGEST_LEN];
     let parent = &mut parent[..digest_len];
     parent.copy_from_slice(request.parent);
-    for digest in out.chunks_exact_mut(digest_len) {
-        if let Some((index, tokens)) = blocks.next() {
-            following.encode(tokens, keys(index));
-        }
-        current.digest(parent, digest);
+    let blocks = request.token_ids.chunks_exact(request.block_size);
+    for (index, (tokens, digest)) in blocks.zip(out.chunks_exact_mut(digest_len)).enumerate() {
+        let extra_keys = request.extra_keys.get(index).and_then(Option::as_ref);
+        encoder.hash(parent, tokens, extra_keys, digest);
         parent.copy_from_slice(digest);
-        std::mem::swap(&mut current, &mut following);
     }
     Ok(())
 }
