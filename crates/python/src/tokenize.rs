@@ -145,6 +145,7 @@ pub(crate) mod tokenize {
         }
 
         /// The ids of a text, as a list.
+        #[pyo3(signature = (text, add_special_tokens, parse_special) -> "list[int]")]
         fn encode_list<'py>(
             &self,
             py: Python<'py>,
