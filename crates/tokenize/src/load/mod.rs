@@ -50,7 +50,15 @@ impl Tokenizer {
     /// [`TokenizeError::Read`], [`TokenizeError::Malformed`], [`TokenizeError::Pattern`],
     /// [`TokenizeError::MissingByte`].
     pub fn from_tiktoken(path: &Path, options: &TiktokenOptions<'_>) -> Result<Self> {
-        tiktoken::load(&read(path)?, options)
+        Self::from_tiktoken_bytes(&read(path)?, options)
+    }
+
+    /// As [`Tokenizer::from_tiktoken`], from the content itself.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::from_tiktoken`].
+    pub fn from_tiktoken_bytes(content: &[u8], options: &TiktokenOptions<'_>) -> Result<Self> {
+        tiktoken::load(content, options)
     }
 }
 
