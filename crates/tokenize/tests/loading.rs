@@ -155,8 +155,9 @@ fn offsets_that_do_not_cut_the_ids_are_refused() {
 
 #[test]
 fn ranks_need_a_pattern_and_consistent_special_tokens() {
-    let ranks: String = (0..=255_u8).map(|byte| format!("{} {byte}\n", base64(&[byte]))).collect();
-    let ranks = ranks + &format!("{} 256\n", base64(b"the"));
+    let mut lines: Vec<String> = (0..=255_u8).map(|byte| format!("{} {byte}", base64(&[byte]))).collect();
+    lines.push(format!("{} 256", base64(b"the")));
+    let ranks = lines.join("\n");
     let special_tokens = [("<s>".to_owned(), 300)];
     let given = TiktokenOptions { pattern: "gpt2", special_tokens: &special_tokens, eos_token: Some("<s>") };
     let tokenizer = Tokenizer::from_tiktoken_bytes(ranks.as_bytes(), &given).unwrap();

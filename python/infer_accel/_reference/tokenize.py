@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,7 +26,6 @@ from infer_accel._reference.patterns import compile_pattern
 from infer_accel.errors import ArgumentError, DTypeError, IdError, ShapeError, TokenizerError
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
@@ -123,15 +123,12 @@ class Model:
 
 def _split_added(text: str, added: Sequence[AddedToken], parse_special: bool) -> Iterator[str | int]:
     """Cut added tokens out of a text: the leftmost first, at one place the longest."""
-    done = start = 0
-    while start < len(text):
-        here = [token for token in added if text.startswith(token.content, start)]
-        if not here:
-            start += 1
-            continue
-        token = max(here, key=lambda token: len(token.content))
-        begin, end = start, start + len(token.content)
-        start = end
+    by_content = {token.content: token for token in added}
+    longest_first = sorted(by_content, key=len, reverse=True)
+    done = 0
+    for found in re.finditer("|".join(map(re.escape, longest_first)), text) if by_content else ():
+        token = by_content[found.group()]
+        begin, end = found.span()
         if token.special and not parse_special:
             continue
         if token.single_word and (_is_word(text[:begin][-1:]) or _is_word(text[end:][:1])):
