@@ -1,6 +1,9 @@
 //! The extension module `infer_accel._native`: extract, detach, call the core, map the error. No arithmetic and
 //! no policy lives here.
 
+// Arguments arrive from Python by value.
+#![allow(clippy::needless_pass_by_value)]
+
 mod errors;
 mod kvcache;
 mod lora;

@@ -9,6 +9,9 @@ pub(crate) mod system {
     use crate::errors::NativeError;
     use crate::tensor::TensorArg;
 
+    /// Number format, shape, strides, address, and whether it may be written.
+    type Description = (&'static str, Vec<usize>, Vec<isize>, usize, bool);
+
     /// The instruction tier in use: ``"portable"``, ``"avx2"``, ``"avx512"`` or ``"avx512bf16"``.
     #[pyfunction]
     fn simd_tier() -> &'static str {
@@ -31,7 +34,7 @@ pub(crate) mod system {
     /// whether it may be written. What to look at when an operation refuses a tensor.
     #[pyfunction]
     #[pyo3(signature = (tensor, /))]
-    fn describe(tensor: TensorArg<'_>) -> PyResult<(&'static str, Vec<usize>, Vec<isize>, usize, bool)> {
+    fn describe(tensor: TensorArg<'_>) -> PyResult<Description> {
         let view = tensor.view().map_err(NativeError::from)?;
         let writable = tensor.is_writable();
         Ok((

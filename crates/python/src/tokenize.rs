@@ -78,6 +78,9 @@ pub(crate) mod tokenize {
     use crate::tensor::IntTable;
     use crate::text::{Texts, utf8};
 
+    /// All ids, and where each text's begin.
+    type Batch<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>);
+
     /// A tokenizer, immutable and shared between threads.
     #[pyclass(frozen, module = "infer_accel._native.tokenize")]
     struct Tokenizer {
@@ -170,7 +173,7 @@ pub(crate) mod tokenize {
             add_special_tokens: bool,
             parse_special: bool,
             num_threads: Option<usize>,
-        ) -> PyResult<(Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>)> {
+        ) -> PyResult<Batch<'py>> {
             let (texts, threads) = (Texts::of(texts)?, threads_of(num_threads)?);
             let texts = texts.utf8()?;
             let options = EncodeOptions { add_special_tokens, parse_special };

@@ -38,11 +38,11 @@ enum Keep {
     Buffer { _buffer: PyUntypedBuffer },
 }
 
-/// A tensor argument: the object, kept alive, and its view.
+/// A tensor argument: its view, and what keeps the memory alive.
 pub(crate) struct TensorArg<'py> {
-    object: Bound<'py, PyAny>,
     raw: Raw,
     _keep: Keep,
+    _object: Bound<'py, PyAny>,
 }
 
 impl<'py> TensorArg<'py> {
@@ -58,12 +58,7 @@ impl<'py> TensorArg<'py> {
         } else {
             return Err(not_a_tensor(object)?.into());
         };
-        Ok(Self { object: object.to_owned(), raw, _keep: keep })
-    }
-
-    /// The object that came.
-    pub(crate) fn object(&self) -> &Bound<'py, PyAny> {
-        &self.object
+        Ok(Self { raw, _keep: keep, _object: object.to_owned() })
     }
 
     /// Whether the exporter allows writing.
