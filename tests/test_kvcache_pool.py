@@ -176,7 +176,7 @@ def test_pools_that_cannot_be(arguments: dict[str, Any], code: str) -> None:
     [
         ([-1], "id.block"),
         ([8], "id.block"),
-        ([1 << 62], "blocks.stale"),
+        ([1 << 62], "stale_block.handle"),
         ([1 << 70], "id.range"),
         (np.array([1 << 63], np.uint64), "id.range"),
         ([[1]], "shape.handles"),

@@ -37,43 +37,43 @@ NARROW = z(4, 9)
 MERGES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
     "rank": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 3)),
-        errors.ShapeError, "lora.shape.mismatch", "lora_A has shape [2, 6], but lora_B has shape [4, 3]",
+        errors.ShapeError, "shape.mismatch", "lora_A has shape [2, 6], but lora_B has shape [4, 3]",
     ),
     "in_features": (
         lambda: lora.merge_weights(z(4, 6), z(2, 5), z(4, 2)),
-        errors.ShapeError, "lora.shape.mismatch", "in_features",
+        errors.ShapeError, "shape.mismatch", "in_features",
     ),
     "out_features": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(5, 2)),
-        errors.ShapeError, "lora.shape.mismatch", "out_features",
+        errors.ShapeError, "shape.mismatch", "out_features",
     ),
     "vector": (
         lambda: lora.merge_weights(z(6), z(2, 6), z(4, 2)),
-        errors.ShapeError, "lora.shape.matrix", "[out_features, in_features]",
+        errors.ShapeError, "shape.matrix", "[out_features, in_features]",
     ),
     "cube": (
         lambda: lora.merge_weights(z(4, 6), z(1, 2, 6), z(4, 2)),
-        errors.ShapeError, "lora.shape.matrix", "lora_A has shape [1, 2, 6]",
+        errors.ShapeError, "shape.matrix", "lora_A has shape [1, 2, 6]",
     ),
     "out of another shape": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), out=z(4, 7)),
-        errors.ShapeError, "lora.shape.mismatch", "out has shape [4, 7]",
+        errors.ShapeError, "shape.mismatch", "out has shape [4, 7]",
     ),
     "float64": (
         lambda: lora.merge_weights(z(4, 6, dtype=np.float64), z(2, 6), z(4, 2)),
-        errors.DTypeError, "lora.dtype.unsupported", "weight is of float64; allowed: float32, float16,",
+        errors.DTypeError, "dtype.unsupported", "weight is of float64; allowed: float32, float16,",
     ),
     "int8 adapter": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6, dtype=np.int8), z(4, 2)),
-        errors.DTypeError, "lora.dtype.unsupported", "lora_A is of int8",
+        errors.DTypeError, "dtype.unsupported", "lora_A is of int8",
     ),
     "fp8 weight": (
         lambda: lora.merge_weights(torch.zeros(4, 6, dtype=torch.float8_e4m3fn), z(2, 6), z(4, 2)),
-        errors.DTypeError, "lora.dtype.unsupported", "weight is of float8_e4m3fn",
+        errors.DTypeError, "dtype.unsupported", "weight is of float8_e4m3fn",
     ),
     "out of another dtype": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), out=z(4, 6, dtype=np.float16)),
-        errors.DTypeError, "lora.dtype.mismatch", "out is of float16, but weight is of float32",
+        errors.DTypeError, "dtype.mismatch", "out is of float16, but weight is of float32",
     ),
     "no tensor": (
         lambda: lora.merge_weights([[0.0]], z(2, 6), z(4, 2)),  # type: ignore[arg-type]
@@ -89,15 +89,15 @@ MERGES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
     ),
     "weight overlaps lora_A": (
         lambda: lora.merge_weights(SHARED[:4], SHARED[3:5], z(4, 2)),
-        errors.OverlapError, "lora.overlap", "weight shares memory with lora_A",
+        errors.OverlapError, "overlap.adapter", "weight shares memory with lora_A",
     ),
     "out overlaps lora_B": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), NARROW[:, 5:7], out=NARROW[:, :6]),
-        errors.OverlapError, "lora.overlap", "out shares memory with lora_B",
+        errors.OverlapError, "overlap.adapter", "out shares memory with lora_B",
     ),
     "out overlaps weight": (
         lambda: lora.merge_weights(SHARED[:4], z(2, 6), z(4, 2), out=SHARED[1:5]),
-        errors.OverlapError, "lora.overlap", "out shares memory with weight",
+        errors.OverlapError, "overlap.adapter", "out shares memory with weight",
     ),
     "an element twice": (
         lambda: lora.merge_weights(np.lib.stride_tricks.as_strided(z(6), (4, 6), (0, 4)), z(2, 6), z(4, 2)),
@@ -105,11 +105,11 @@ MERGES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
     ),
     "NaN scaling": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), scaling=float("nan")),
-        errors.ArgumentError, "lora.argument.scaling", "scaling=NaN",
+        errors.ArgumentError, "argument.scaling", "scaling=NaN",
     ),
     "scaling beyond float32": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), scaling=1e39),
-        errors.ArgumentError, "lora.argument.scaling", "float32 can hold",
+        errors.ArgumentError, "argument.scaling", "float32 can hold",
     ),
     "no threads": (
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), num_threads=0),
@@ -128,27 +128,27 @@ MERGES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
 APPLIES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
     "rank": (
         lambda: lora.apply_adapter(z(3, 6), z(2, 6), z(4, 3), out=z(3, 4)),
-        errors.ShapeError, "lora.shape.mismatch", "same rank",
+        errors.ShapeError, "shape.mismatch", "same rank",
     ),
     "in_features": (
         lambda: lora.apply_adapter(z(3, 5), z(2, 6), z(4, 2), out=z(3, 4)),
-        errors.ShapeError, "lora.shape.mismatch", "in_features",
+        errors.ShapeError, "shape.mismatch", "in_features",
     ),
     "out_features": (
         lambda: lora.apply_adapter(z(3, 6), z(2, 6), z(4, 2), out=z(3, 5)),
-        errors.ShapeError, "lora.shape.mismatch", "columns",
+        errors.ShapeError, "shape.mismatch", "columns",
     ),
     "tokens": (
         lambda: lora.apply_adapter(z(3, 6), z(2, 6), z(4, 2), out=z(2, 4)),
-        errors.ShapeError, "lora.shape.mismatch", "number of tokens",
+        errors.ShapeError, "shape.mismatch", "number of tokens",
     ),
     "vector": (
         lambda: lora.apply_adapter(z(6), z(2, 6), z(4, 2), out=z(1, 4)),
-        errors.ShapeError, "lora.shape.matrix", "[tokens, in_features]",
+        errors.ShapeError, "shape.matrix", "[tokens, in_features]",
     ),
     "integers": (
         lambda: lora.apply_adapter(z(3, 6, dtype=np.int32), z(2, 6), z(4, 2), out=z(3, 4)),
-        errors.DTypeError, "lora.dtype.unsupported", "x is of int32",
+        errors.DTypeError, "dtype.unsupported", "x is of int32",
     ),
     "read-only": (
         lambda: lora.apply_adapter(z(4, 6), z(2, 6), z(6, 2), out=read_only()),
@@ -156,11 +156,11 @@ APPLIES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
     ),
     "overlap": (
         lambda: lora.apply_adapter(SHARED[:4], z(2, 6), z(6, 2), out=SHARED[3:7]),
-        errors.OverlapError, "lora.overlap", "out shares memory with x",
+        errors.OverlapError, "overlap.adapter", "out shares memory with x",
     ),
     "scaling": (
         lambda: lora.apply_adapter(z(3, 6), z(2, 6), z(4, 2), scaling=float("inf"), out=z(3, 4)),
-        errors.ArgumentError, "lora.argument.scaling", "finite",
+        errors.ArgumentError, "argument.scaling", "finite",
     ),
     "gradient": (
         lambda: lora.apply_adapter(torch.zeros(3, 6, requires_grad=True), z(2, 6), z(4, 2), out=z(3, 4)),

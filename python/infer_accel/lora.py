@@ -10,7 +10,6 @@ Examples
 >>> from infer_accel import lora
 >>> weight = np.zeros((2, 3), np.float32)
 >>> lora.merge_weights(weight, np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), scaling=0.5)
->>> weight
 array([[0.5, 0.5, 0.5],
        [0.5, 0.5, 0.5]], dtype=float32)
 """
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 from infer_accel import _backend
 
 if TYPE_CHECKING:
-    from infer_accel._typing import Tensor
+    from infer_accel._typing import Tensor, TensorT
 
 __all__ = ["apply_adapter", "merge_weights"]
 
@@ -30,14 +29,14 @@ _core = _backend.load("lora")
 
 
 def merge_weights(
-    weight: Tensor,
+    weight: TensorT,
     lora_A: Tensor,
     lora_B: Tensor,
     *,
     scaling: float = 1.0,
-    out: Tensor | None = None,
+    out: TensorT | None = None,
     num_threads: int | None = None,
-) -> None:
+) -> TensorT:
     """Add ``scaling · lora_B @ lora_A`` to a weight, in place.
 
     The sum is accumulated in float32 in one order for every processor and number of threads and rounded once,
@@ -61,6 +60,11 @@ def merge_weights(
     num_threads
         The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process. The
         result does not depend on it.
+
+    Returns
+    -------
+    TensorT
+        The object that was written: `weight`, or `out` where it is given.
 
     Raises
     ------
@@ -92,7 +96,6 @@ def merge_weights(
     >>> lora_A = np.array([[1, 10]], np.float32)
     >>> lora_B = np.array([[0.5], [-0.5]], np.float32)
     >>> merge_weights(weight, lora_A, lora_B, scaling=2.0)
-    >>> weight
     array([[ 2., 12.],
            [ 2., -6.]], dtype=float32)
 
@@ -101,6 +104,7 @@ def merge_weights(
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
     """
     _core.merge_weights(weight, lora_A, lora_B, scaling=scaling, out=out, num_threads=num_threads)
+    return weight if out is None else out
 
 
 def apply_adapter(
@@ -109,9 +113,9 @@ def apply_adapter(
     lora_B: Tensor,
     *,
     scaling: float = 1.0,
-    out: Tensor,
+    out: TensorT,
     num_threads: int | None = None,
-) -> None:
+) -> TensorT:
     """Add ``scaling · (x @ lora_A.T) @ lora_B.T`` to the output of a layer.
 
     What lies between the two products stays in float32, and `out` is rounded once. The result of a token has
@@ -133,6 +137,11 @@ def apply_adapter(
         computed. Added to. The formats of the four may differ.
     num_threads
         The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process.
+
+    Returns
+    -------
+    TensorT
+        `out` itself.
 
     Raises
     ------
@@ -161,7 +170,7 @@ def apply_adapter(
     >>> x = np.array([[1, 2]], np.float32)
     >>> out = np.full((1, 3), 0.5, np.float32)
     >>> apply_adapter(x, np.ones((1, 2), np.float32), np.array([[1], [0], [-1]], np.float32), out=out)
-    >>> out
     array([[ 3.5,  0.5, -2.5]], dtype=float32)
     """
     _core.apply_adapter(x, lora_A, lora_B, scaling=scaling, out=out, num_threads=num_threads)
+    return out

@@ -87,12 +87,12 @@ impl Error {
     /// A name for this case that stays the same between releases.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotMatrix { .. } => "lora.shape.matrix",
-            Self::Shape { .. } => "lora.shape.mismatch",
-            Self::DType { .. } => "lora.dtype.unsupported",
-            Self::DTypeMismatch { .. } => "lora.dtype.mismatch",
-            Self::Overlap { .. } => "lora.overlap",
-            Self::Scaling { .. } => "lora.argument.scaling",
+            Self::NotMatrix { .. } => "shape.matrix",
+            Self::Shape { .. } => "shape.mismatch",
+            Self::DType { .. } => "dtype.unsupported",
+            Self::DTypeMismatch { .. } => "dtype.mismatch",
+            Self::Overlap { .. } => "overlap.adapter",
+            Self::Scaling { .. } => "argument.scaling",
             Self::Tensor(error) => error.code(),
         }
     }

@@ -81,7 +81,7 @@ def read(tensor: Tensor, name: str) -> Float32:
         with np.errstate(invalid="ignore"):
             return _array(tensor).astype(np.float32)
     message = f"{name} is of {kind}; allowed: float32, float16, bfloat16: convert it first"
-    raise DTypeError(message, code="lora.dtype.unsupported")
+    raise DTypeError(message, code="dtype.unsupported")
 
 
 def write(tensor: Tensor, values: Float32) -> None:

@@ -148,7 +148,7 @@ class BlockPool:
             raise ArgumentError(f"{count} came as a count", code="argument.count")
         if count > len(self._free):
             message = f"{count} blocks are needed and {len(self._free)} are free"
-            raise OutOfBlocksError(message, needed=count, free=len(self._free), code="blocks.out")
+            raise OutOfBlocksError(message, needed=count, free=len(self._free), code="out_of_blocks.all")
         ids = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in ids:
             self._references[block] = 1
@@ -172,7 +172,7 @@ class BlockPool:
         for handle in _flat(handles):
             ids.append(self._live_one(handle))
             if ids[-1] and ids.count(ids[-1]) > self._references[ids[-1]]:
-                raise StaleBlockError(f"block {ids[-1]} is freed more often than held", code="blocks.stale")
+                raise StaleBlockError(f"block {ids[-1]} is freed more often than held", code="stale_block.handle")
         without_hash: list[int] = []
         with_hash: list[int] = []
         for block in filter(None, ids):
@@ -259,7 +259,7 @@ class BlockPool:
         if handle < 0 or block >= self._num_blocks:
             raise IdError(f"handle {handle} names block {block}", code="id.block")
         if self._references[block] == 0 or self._generations[block] != generation:
-            raise StaleBlockError(f"handle {handle} is stale", code="blocks.stale")
+            raise StaleBlockError(f"handle {handle} is stale", code="stale_block.handle")
         return block
 
     def _prefix(self, rows: Iterable[bytes]) -> list[int]:

@@ -41,10 +41,10 @@ def merge_weights(
     _fit("lora_B and weight", "out_features", (b.shape[0], base.shape[0]))
     if tuple(target.shape) != base.shape:
         message = f"out has shape {tuple(target.shape)}, but weight {base.shape}: both must be the same"
-        raise ShapeError(message, code="lora.shape.mismatch")
+        raise ShapeError(message, code="shape.mismatch")
     if dtype_name(target) != dtype_name(weight):
         message = f"out is of {dtype_name(target)}, but weight of {dtype_name(weight)}: both must be the same"
-        raise DTypeError(message, code="lora.dtype.mismatch")
+        raise DTypeError(message, code="dtype.mismatch")
     rank = a.shape[0]
     if rank == 0 or base.size == 0:
         if out is not None and base.size:
@@ -106,7 +106,7 @@ def _settings(scaling: float, num_threads: int | None) -> Float32:
         factor = np.asarray(scaling, np.float64).astype(np.float32)
     if not math.isfinite(factor):
         message = f"scaling={scaling} came; it must be a finite number that float32 can hold"
-        raise ArgumentError(message, code="lora.argument.scaling")
+        raise ArgumentError(message, code="argument.scaling")
     if num_threads is not None and num_threads < 1:
         message = f"num_threads={num_threads} came; pass 1 or more, or None for the default"
         raise ArgumentError(message, code="argument.num_threads")
@@ -117,14 +117,14 @@ def _named(**tensors: Tensor) -> list[tuple[Tensor, str]]:
     for name, tensor in tensors.items():
         if len(tensor.shape) != 2:
             message = f"{name} has shape {tuple(tensor.shape)}; a matrix is needed"
-            raise ShapeError(message, code="lora.shape.matrix")
+            raise ShapeError(message, code="shape.matrix")
     return [(tensor, name) for name, tensor in tensors.items()]
 
 
 def _fit(who: str, what: str, sizes: tuple[int, int]) -> None:
     if sizes[0] != sizes[1]:
         message = f"{who} must have the same {what}; {sizes[0]} and {sizes[1]} came"
-        raise ShapeError(message, code="lora.shape.mismatch")
+        raise ShapeError(message, code="shape.mismatch")
 
 
 def _copy_bits(source: Tensor, target: Tensor) -> None:

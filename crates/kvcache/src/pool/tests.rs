@@ -33,7 +33,7 @@ impl Model {
         } else if handle < 0 || id >= self.references.len() as i64 {
             Some("id.block")
         } else if self.references[id as usize] == 0 || self.handle(id as u32) != handle {
-            Some("blocks.stale")
+            Some("stale_block.handle")
         } else {
             None
         }
@@ -41,7 +41,7 @@ impl Model {
 
     fn alloc(&mut self, count: usize) -> Result<Vec<i64>, &'static str> {
         if count > self.free.len() {
-            return Err("blocks.out");
+            return Err("out_of_blocks.all");
         }
         let ids: Vec<u32> = self.free.drain(..count).collect();
         for &id in &ids {
@@ -74,7 +74,7 @@ impl Model {
                 return Err(code);
             }
             if references[handle as u32 as usize] == 0 {
-                return Err("blocks.stale");
+                return Err("stale_block.handle");
             }
             references[handle as u32 as usize] -= 1;
         }
@@ -239,7 +239,7 @@ fn errors_change_nothing() {
         assert!(pool.cache(&[b, bad], &[full_hash(2), full_hash(3)]).is_err());
         pool.check_invariants().unwrap();
     }
-    assert_eq!(pool.free(&[a, b, a]).unwrap_err().code(), "blocks.stale");
+    assert_eq!(pool.free(&[a, b, a]).unwrap_err().code(), "stale_block.handle");
     assert_eq!(pool.alloc(&mut [0; 5]).unwrap_err(), KvCacheError::OutOfBlocks { needed: 5, free: 4 });
     assert_eq!(pool.cache(&[a], &[full_hash(2)]).unwrap_err().code(), "argument.hash_conflict");
     assert_eq!(
