@@ -76,7 +76,7 @@ MERGES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
         errors.DTypeError, "dtype.mismatch", "out is of float16, but weight is of float32",
     ),
     "no tensor": (
-        lambda: lora.merge_weights([[0.0]], z(2, 6), z(4, 2)),  # type: ignore[arg-type]
+        lambda: lora.merge_weights([[0.0]], z(2, 6), z(4, 2)),  # type: ignore[type-var]
         errors.DTypeError, "dtype.not_a_tensor", "list",
     ),
     "read-only": (

@@ -172,7 +172,9 @@ class BlockPool:
         for handle in _flat(handles):
             ids.append(self._live_one(handle))
             if ids[-1] and ids.count(ids[-1]) > self._references[ids[-1]]:
-                raise StaleBlockError(f"block {ids[-1]} is freed more often than held", code="stale_block.handle")
+                raise StaleBlockError(
+                    f"block {ids[-1]} is freed more often than held", code="stale_block.handle"
+                )
         without_hash: list[int] = []
         with_hash: list[int] = []
         for block in filter(None, ids):

@@ -93,7 +93,7 @@ def _draw_ratios(axes: Axes, rows: Sequence[Row], places: Sequence[float]) -> No
     for row, place in zip(rows, places, strict=True):
         ratio = row.ratio
         if ratio is None:
-            axes.text(1.0, place, "  no rival installed", va="center", size=8, color=_FAINT)
+            axes.text(1.0, place, "  no rival took part", va="center", size=8, color=_FAINT)
             continue
         colour = colours[row.part] if ratio >= 1 else _BEHIND
         axes.barh(place, ratio - 1, left=1.0, height=0.62, color=colour)

@@ -20,6 +20,7 @@ _REQUIREMENTS = {
     "tokenizers": "tokenizers",
     "tiktoken": "tiktoken",
     "gigatoken": "gigatoken",
+    "toktok": "toktok-rs",
 }
 
 
