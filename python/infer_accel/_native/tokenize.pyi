@@ -43,7 +43,7 @@ class Tokenizer:
         """
         The ids of many texts, and where each begins.
         """
-    def encode_list(self, /, text: Any, add_special_tokens: bool, parse_special: bool) -> list[int]:
+    def encode_list(self, /, text: Any, add_special_tokens: bool, parse_special: bool) -> "list[int]":
         """
         The ids of a text, as a list.
         """
