@@ -27,7 +27,7 @@ __all__ = ["cases"]
 #: Families in the order of the table; the first gets every row, also in a quick run.
 _FAMILIES = ("cl100k", "o200k", "llama3", "qwen2", "gpt2")
 
-_PART_CHARACTERS = 150_000
+_PART_CHARACTERS = 75_000
 _MESSAGE_CHARACTERS = 1024
 _THREADS = 2
 
@@ -93,10 +93,11 @@ def _family_cases(bench: Bench, family: data.Family, prose: str, code: str, *, e
     unseen = _cut(prose[200_000:], _PART_CHARACTERS)
     messages = _cut(prose[200_000:], _MESSAGE_CHARACTERS)
     name = family.name
-    yield _long(f"count unseen English, {name}", "count", unseen, entrants)
+    # Each row has parts of its own: what one row has shown to a contender, the next must not show again.
+    yield _long(f"count unseen English, {name}", "count", unseen[::2], entrants)
     if not every:
         return
-    yield _long(f"encode unseen English to an array, {name}", "encode", unseen, entrants)
+    yield _long(f"encode unseen English to an array, {name}", "encode", unseen[1::2], entrants)
     yield _long(
         f"count unseen code, {name}",
         "count",
