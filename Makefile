@@ -38,7 +38,8 @@ lint-rust:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
-lint-python: $(VENV)/.with-lint check-stubs
+# mypy reads the tests too, so what they import must be there.
+lint-python: $(VENV)/.with-lint $(VENV)/.with-test check-stubs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
