@@ -1,0 +1,29 @@
+//! Low-rank adapters: see the typed module `infer_accel.lora`.
+
+mod apply;
+mod merge;
+
+use infer_accel_lora::Error;
+use infer_accel_tensor::TensorRef;
+
+use crate::errors::NativeError;
+
+impl From<Error> for NativeError {
+    fn from(error: Error) -> Self {
+        Self::new(error.kind(), error.code(), error.to_string())
+    }
+}
+
+/// About how many bytes of memory traffic take as long as `rows · columns · rank` multiplications.
+fn multiplication_bytes(rows: &TensorRef<'_>, columns: usize) -> usize {
+    rows.len().saturating_mul(columns) / 4
+}
+
+/// Low-rank adapters.
+#[pyo3::pymodule]
+pub(crate) mod lora {
+    #[pymodule_export]
+    use super::apply::apply_adapter;
+    #[pymodule_export]
+    use super::merge::merge_weights;
+}

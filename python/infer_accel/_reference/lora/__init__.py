@@ -1,0 +1,8 @@
+"""The specification of ``infer_accel.lora``: every rounding in the order in which it happens."""
+
+from __future__ import annotations
+
+from infer_accel._reference.lora._apply import apply_adapter
+from infer_accel._reference.lora._merge import merge_weights
+
+__all__ = ["apply_adapter", "merge_weights"]

@@ -1,0 +1,24 @@
+"""Merging and applying LoRA adapters at the shapes of Llama-3-8B.
+
+Ours is checked bit by bit against the specification, on some rows, and against float32 arithmetic everywhere;
+rivals round more often and in another order: they must come within one unit of the last place of the storage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infer_accel.bench.lora import _apply, _merge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from infer_accel.bench.harness import Bench, Case
+
+__all__ = ["cases"]
+
+
+def cases(bench: Bench) -> Iterator[Case]:
+    """Yield the rows of this part."""
+    yield from _merge.cases(bench)
+    yield from _apply.cases(bench)

@@ -1,0 +1,22 @@
+"""LoRA adapters on a CPU: merged into weights, and applied to activations, at the speed of memory.
+
+Every array argument takes numpy arrays (``ml_dtypes`` formats included), torch tensors and whatever else
+exports DLPack, without a copy and with any strides. Results are defined to the bit;
+``infer_accel.reference.lora`` is that definition in numpy.
+
+Examples
+--------
+>>> import numpy as np
+>>> from infer_accel import lora
+>>> weight = np.zeros((2, 3), np.float32)
+>>> lora.merge_weights(weight, np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), scaling=0.5)
+array([[0.5, 0.5, 0.5],
+       [0.5, 0.5, 0.5]], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from infer_accel.lora._apply import apply_adapter
+from infer_accel.lora._merge import merge_weights
+
+__all__ = ["apply_adapter", "merge_weights"]

@@ -1,0 +1,13 @@
+"""How often a test repeats what chance decides: seconds in `make test`, long in `make soak`."""
+
+from __future__ import annotations
+
+import os
+
+#: Set to anything but 0 by `make soak`.
+VARIABLE = "INFER_ACCEL_SOAK"
+
+
+def repeats(short: int, long: int) -> int:
+    """Return `short`, or `long` where the environment asks for a soak."""
+    return long if os.environ.get(VARIABLE, "0") != "0" else short
