@@ -1,0 +1,12 @@
+"""The specification of ``infer_accel.kvcache``: hashlib, dictionaries and one page at a time.
+
+It has the names and signatures of the native module, so that either can serve the typed face.
+"""
+
+from __future__ import annotations
+
+from infer_accel._reference.kvcache.hashing import hash_blocks, none_hash
+from infer_accel._reference.kvcache.pages import page_copy, page_gather, page_scatter
+from infer_accel._reference.kvcache.pool import BlockPool
+
+__all__ = ["BlockPool", "hash_blocks", "none_hash", "page_copy", "page_gather", "page_scatter"]
