@@ -67,6 +67,85 @@ pub enum Error {
         /// The number that came.
         scaling: f64,
     },
+    /// Bytes that are no residue, or a damaged one.
+    #[error("these bytes are no residue: {problem}; take the bytes that Residue.to_bytes gave")]
+    ResidueFormat {
+        /// What is wrong with them.
+        problem: &'static str,
+    },
+    /// A residue of another revision of the arithmetic.
+    #[error(
+        "the residue was made by kernel revision {found}, this is revision {expected}: undo the merge with a release of \
+         that revision"
+    )]
+    ResidueRevision {
+        /// The residue's.
+        found: u32,
+        /// This library's.
+        expected: u32,
+    },
+    /// A residue of the merge of other adapters.
+    #[error(
+        "the adapters have digest {found:016x}, but those that were merged {expected:016x}: pass the same matrices, \
+         dtypes, scalings and order as for the merge"
+    )]
+    ResidueAdapter {
+        /// The digest of those that came.
+        found: u64,
+        /// The digest of those that were merged.
+        expected: u64,
+    },
+    /// A residue of another weight.
+    #[error(
+        "the weight has digest {found:016x}, but the merged one had {expected:016x}: it was changed since the merge, or \
+         is another one"
+    )]
+    ResidueWeight {
+        /// The digest of the one that came.
+        found: u64,
+        /// The digest of the merged one.
+        expected: u64,
+    },
+    /// A weight of another shape than the residue's, or more or fewer rows of it.
+    #[error("a weight of shape {shape:?} came, but the residue is of one of {expected:?}")]
+    ResidueShape {
+        /// The shape that came; of slabs, all rows so far.
+        shape: [usize; 2],
+        /// The residue's.
+        expected: [usize; 2],
+    },
+    /// Formats other than the residue's.
+    #[error(
+        "undoing from {merged} to {base} was asked for, but the merge went from {expected_base} to {expected_merged}"
+    )]
+    ResidueDType {
+        /// The format of the target.
+        base: DType,
+        /// The format of the merged weight.
+        merged: DType,
+        /// The format of the weight before the merge.
+        expected_base: DType,
+        /// The format after it.
+        expected_merged: DType,
+    },
+    /// A slab that does not follow the one before it.
+    #[error(
+        "a slab of {rows} rows from row {first_row} on came, but the next of {all_rows} rows is {next_row}: slabs come \
+         from top to bottom, whole rows, of one width and format"
+    )]
+    ResidueSlab {
+        /// The slab's first row.
+        first_row: usize,
+        /// The slab's rows.
+        rows: usize,
+        /// The row that is wanted.
+        next_row: usize,
+        /// Rows of the weight.
+        all_rows: usize,
+    },
+    /// A residue of a merge that scales rows.
+    #[error("a merge with magnitudes (DoRA) has no residue: keep the whole weight instead")]
+    ResidueMagnitude,
     /// What is wrong with a view or a setting of any part.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -76,10 +155,14 @@ impl Error {
     /// The class of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotMatrix { .. } | Self::Shape { .. } => ErrorKind::Shape,
-            Self::DType { .. } | Self::DTypeMismatch { .. } => ErrorKind::DType,
+            Self::NotMatrix { .. } | Self::Shape { .. } | Self::ResidueShape { .. } => ErrorKind::Shape,
+            Self::DType { .. } | Self::DTypeMismatch { .. } | Self::ResidueDType { .. } => ErrorKind::DType,
             Self::Overlap { .. } => ErrorKind::Overlap,
-            Self::Scaling { .. } => ErrorKind::Argument,
+            Self::Scaling { .. } | Self::ResidueSlab { .. } | Self::ResidueMagnitude => ErrorKind::Argument,
+            Self::ResidueFormat { .. }
+            | Self::ResidueRevision { .. }
+            | Self::ResidueAdapter { .. }
+            | Self::ResidueWeight { .. } => ErrorKind::Integrity,
             Self::Tensor(error) => error.kind(),
         }
     }
@@ -93,6 +176,14 @@ impl Error {
             Self::DTypeMismatch { .. } => "dtype.mismatch",
             Self::Overlap { .. } => "overlap.adapter",
             Self::Scaling { .. } => "argument.scaling",
+            Self::ResidueFormat { .. } => "residue.format",
+            Self::ResidueRevision { .. } => "residue.revision",
+            Self::ResidueAdapter { .. } => "residue.adapter",
+            Self::ResidueWeight { .. } => "residue.weight",
+            Self::ResidueShape { .. } => "residue.shape",
+            Self::ResidueDType { .. } => "residue.dtype",
+            Self::ResidueSlab { .. } => "residue.slab",
+            Self::ResidueMagnitude => "residue.magnitude",
             Self::Tensor(error) => error.code(),
         }
     }

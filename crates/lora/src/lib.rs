@@ -2,6 +2,9 @@
 //!
 //! * [`merge_weights`] and [`merge_weights_into`]: `weight + scaling · lora_b · lora_a`, each element defined to the
 //!   bit for every processor and number of threads.
+//! * [`merge_slab`]: the same for several adapters, for slabs of rows of weights that do not fit in memory, into another
+//!   format, with stochastic rounding, `DoRA` magnitudes, statistics and a residue.
+//! * [`unmerge_weights`] and [`Residue`]: the bits before a merge.
 //! * [`apply_adapter`]: `out += scaling · (x · lora_aᵀ) · lora_bᵀ`, within a stated bound; a token's result does not
 //!   depend on its neighbours.
 //!
@@ -13,8 +16,16 @@ mod check;
 mod error;
 mod kernels;
 mod merge;
+mod residue;
+mod slab;
+mod statistics;
+mod unmerge;
 
 pub use apply::apply_adapter;
 pub use check::Options;
 pub use error::Error;
 pub use merge::{merge_weights, merge_weights_into};
+pub use residue::{AdapterDigest, KERNEL_REVISION, Residue, ResidueBuilder, SlabResidue, UndoCursor};
+pub use slab::{Delta, Rounding, SlabOptions, SlabReport, merge_slab, merge_with_residue};
+pub use statistics::MergeStatistics;
+pub use unmerge::unmerge_weights;

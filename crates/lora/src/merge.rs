@@ -100,7 +100,8 @@ pub fn merge_weights_into(
     Ok(())
 }
 
-fn check(
+/// Refuses a weight, a target and matrices that do not fit each other.
+pub(crate) fn check(
     weight: Named<'_, '_>,
     target: Named<'_, '_>,
     lora_a: &TensorRef<'_>,

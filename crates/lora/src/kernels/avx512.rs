@@ -3,8 +3,9 @@
 use super::Kernels;
 use super::avx2::transpose_words;
 use super::pack::{self, ColumnPack, RowPack};
+use super::passes::passes;
 use super::shrink::{self, ShrinkTile};
-use super::storage::{Bf16, F16, F32, Storage};
+use super::storage::{Bf16, F16, F32, Storage, Sums};
 use super::tile::{self, ONE_PANELS, Tile, TileSet};
 use super::vector::{Fused, PairDot, Paired, Vector};
 #[allow(clippy::wildcard_imports)] // every line below is an intrinsic
@@ -215,6 +216,9 @@ const WITH_FMA: Kernels = Kernels {
     panel_rows: ROWS,
     fused: [fused_tiles::<F32>(), fused_tiles::<F16>(), fused_tiles::<Bf16>()],
     paired: None,
+    sums: fused::<Sums, ROWS, 1>,
+    paired_sums: None,
+    passes: passes!(F32x16, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]),
     pack_columns,
     pack_rows,
     shrink_tokens: SHRINK.0,
@@ -228,5 +232,6 @@ pub(crate) static KERNELS: Kernels = WITH_FMA;
 /// The same with `vdpbf16ps` beside them. They may be called only where AVX-512 BF16 is detected.
 pub(crate) static KERNELS_BF16: Kernels = Kernels {
     paired: Some([paired_tiles::<F32>(), paired_tiles::<F16>(), paired_tiles::<Bf16>()]),
+    paired_sums: Some(paired::<Sums, ROWS, 1>),
     ..WITH_FMA
 };

@@ -38,6 +38,32 @@ impl Matrix {
         })
     }
 
+    /// A vector, or a matrix of one column, as such a matrix.
+    pub(crate) fn of_vector(tensor: &TensorRef<'_>) -> Option<Self> {
+        let format = Format::of(tensor.dtype())?;
+        let (&[rows] | &[rows, 1], Some(&stride)) = (tensor.shape(), tensor.strides().first()) else {
+            return None;
+        };
+        let size = format.size() as isize;
+        let base = tensor.as_ptr();
+        Some(Self { base, format, rows, columns: 1, row_stride: stride * size, column_stride: size })
+    }
+
+    /// Copies all elements to a matrix of the same shape and format.
+    ///
+    /// # Safety
+    ///
+    /// The elements are readable, those of `target` writable, and apart.
+    pub(crate) unsafe fn copy_to(&self, target: &Self) {
+        for row in 0..self.rows {
+            for column in 0..self.columns {
+                let (from, to) = (self.at(row, column), target.at(row, column).cast_mut());
+                // SAFETY: the caller vouches for the elements, which lie apart.
+                unsafe { to.copy_from_nonoverlapping(from, self.format.size()) };
+            }
+        }
+    }
+
     /// Whether the matrix has no elements.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows == 0 || self.columns == 0
@@ -65,6 +91,46 @@ impl Matrix {
     #[inline(always)]
     pub(crate) fn has_dense_columns(&self) -> bool {
         self.row_stride == self.format.size() as isize || self.rows <= 1
+    }
+
+    /// Some elements of a row side by side: where they lie, or gathered into `buffer`.
+    ///
+    /// # Safety
+    ///
+    /// The elements are readable; `buffer` is writable for `count` of them.
+    #[inline(always)]
+    pub(crate) unsafe fn dense(&self, row: usize, column: usize, count: usize, buffer: *mut u8) -> *const u8 {
+        let first = self.at(row, column);
+        if self.has_dense_rows() {
+            return first;
+        }
+        let size = self.format.size();
+        for at in 0..count {
+            let from = first.wrapping_offset(at as isize * self.column_stride);
+            // SAFETY: the caller vouches for the elements and the buffer, which lie apart.
+            unsafe { buffer.add(at * size).copy_from_nonoverlapping(from, size) };
+        }
+        buffer
+    }
+
+    /// Writes some elements of a row.
+    ///
+    /// # Safety
+    ///
+    /// The elements are writable, `bytes` readable for `count` of them, and apart.
+    #[inline(always)]
+    pub(crate) unsafe fn scatter(&self, row: usize, column: usize, count: usize, bytes: *const u8) {
+        let (first, size) = (self.at(row, column).cast_mut(), self.format.size());
+        // SAFETY: the caller vouches for the elements and the bytes.
+        unsafe {
+            if self.has_dense_rows() {
+                return first.copy_from_nonoverlapping(bytes, count * size);
+            }
+            for at in 0..count {
+                let to = first.wrapping_offset(at as isize * self.column_stride);
+                to.copy_from_nonoverlapping(bytes.add(at * size), size);
+            }
+        }
     }
 
     /// The same elements with rows and columns exchanged.

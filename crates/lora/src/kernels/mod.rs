@@ -6,16 +6,23 @@
 #![allow(unsafe_code)]
 
 mod apply;
+mod calls;
 mod control;
+mod digest;
 mod exponents;
+mod finish;
 mod lanes;
 mod matrix;
 mod pack;
+mod passes;
 mod portable;
+mod random;
 mod scratch;
 mod shrink;
 mod storage;
+mod sweep;
 mod tile;
+mod undo;
 mod update;
 mod vector;
 
@@ -29,10 +36,13 @@ mod tests;
 
 use infer_accel_tensor::simd::{Tier, detected};
 use pack::{ColumnPack, RowPack};
+use passes::Passes;
 use shrink::ShrinkTile;
-use tile::TileSet;
+use tile::{TileFn, TileSet};
 
 pub(crate) use apply::apply;
+pub(crate) use calls::{Outcome, bytes_digest, matrix_digest, merge_slab, undo};
+pub(crate) use random::mix;
 pub(crate) use update::merge;
 
 /// What a result that is not a number is stored as, whatever NaN the processor made: the positive quiet NaN
@@ -60,6 +70,12 @@ struct Kernels {
     fused: [TileSet; 3],
     /// Micro-kernels over pairs of bfloat16, where the tier has the instruction.
     paired: Option<[TileSet; 3]>,
+    /// A full tile over binary32 panels that leaves bare inner products.
+    sums: TileFn,
+    /// The same over pairs of bfloat16.
+    paired_sums: Option<TileFn>,
+    /// What happens between inner products and storage.
+    passes: Passes,
     /// Packs columns.
     pack_columns: unsafe fn(&ColumnPack),
     /// Packs rows.

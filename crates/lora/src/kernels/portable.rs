@@ -3,8 +3,9 @@
 use super::Kernels;
 use super::lanes::Lanes;
 use super::pack::{self, ColumnPack, RowPack};
+use super::passes::passes;
 use super::shrink::{self, ShrinkTile};
-use super::storage::{Bf16, F16, F32, Storage};
+use super::storage::{Bf16, F16, F32, Storage, Sums};
 use super::tile::{self, ONE_PANELS, Tile, TileSet};
 use super::vector::Fused;
 
@@ -55,6 +56,9 @@ pub(crate) static KERNELS: Kernels = Kernels {
     panel_rows: ROWS,
     fused: [tiles::<F32>(), tiles::<F16>(), tiles::<Bf16>()],
     paired: None,
+    sums: fused::<Sums, ROWS, 1>,
+    paired_sums: None,
+    passes: passes!(Lanes<LANES>),
     pack_columns,
     pack_rows,
     shrink_tokens: 3,

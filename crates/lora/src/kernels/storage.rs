@@ -181,3 +181,28 @@ impl Storage for Bf16 {
         unsafe { V::load_bf16_split(source.cast()) }
     }
 }
+
+/// binary32 that starts from nothing: what is read is −0.0, to which anything can be added without changing it.
+pub(crate) struct Sums;
+
+impl Storage for Sums {
+    const FORMAT: Format = Format::F32;
+
+    #[inline(always)]
+    unsafe fn widen<V: Vector>(_source: *const u8) -> V {
+        // SAFETY: the caller vouches for the tier.
+        unsafe { V::splat(-0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(_source: *const u8) -> [V; 2] {
+        // SAFETY: the caller vouches for the tier.
+        unsafe { [V::splat(-0.0); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn store<V: Vector>(values: [V; 2], target: *mut u8) {
+        // SAFETY: the caller vouches for tier and bytes.
+        unsafe { F32::store(values, target) }
+    }
+}

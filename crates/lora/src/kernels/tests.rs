@@ -3,8 +3,9 @@
 use super::lanes::Lanes;
 use super::matrix::Matrix;
 use super::pack::{self, ColumnPack, RowPack};
+use super::passes::passes;
 use super::shrink::{self, ShrinkTile};
-use super::storage::{Bf16, F16, F32, Storage};
+use super::storage::{Bf16, F16, F32, Storage, Sums};
 use super::tile::{self, ONE_PANELS, Tile, TileSet};
 use super::update::Update;
 use super::vector::{Fused, Paired};
@@ -12,6 +13,8 @@ use super::*;
 use infer_accel_tensor::simd::available;
 use infer_accel_tensor::{DType, TensorMut, TensorRef, float};
 use proptest::prelude::*;
+
+mod slab;
 
 mod wide {
     //! The logic of the AVX-512 tiers over arrays: sixteen lanes, twelve rows, `vdpbf16ps` in software.
@@ -74,6 +77,9 @@ mod wide {
         panel_rows: 12,
         fused: [fused_tiles::<F32>(), fused_tiles::<F16>(), fused_tiles::<Bf16>()],
         paired: Some([paired_tiles::<F32>(), paired_tiles::<F16>(), paired_tiles::<Bf16>()]),
+        sums: fused::<Sums, 12, 1>,
+        paired_sums: Some(paired::<Sums, 12, 1>),
+        passes: passes!(Wide),
         pack_columns,
         pack_rows,
         shrink_tokens: 4,

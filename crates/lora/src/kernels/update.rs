@@ -112,9 +112,12 @@ impl Update {
             (self.source, self.target) = (self.source.transposed(), self.target.transposed());
         }
         if self.columns.rows == 0 {
+            if self.source.base == self.target.base {
+                return;
+            }
             // Nothing to add: the bits stay, whatever they are.
             // SAFETY: the caller vouches for source and target.
-            return unsafe { self.copy() };
+            return unsafe { self.source.copy_to(&self.target) };
         }
         let plan = self.plan(kernels);
         let (rows, columns) = (self.target.rows, self.target.columns);
@@ -138,24 +141,6 @@ impl Update {
                 unsafe { self.run_task(&plan, rows, columns, scratch) }
             });
         });
-    }
-
-    /// Copies the source to the target where they are apart.
-    ///
-    /// # Safety
-    ///
-    /// As [`Self::run`].
-    unsafe fn copy(&self) {
-        if self.source.base == self.target.base {
-            return;
-        }
-        for row in 0..self.target.rows {
-            for column in 0..self.target.columns {
-                let (from, to) = (self.source.at(row, column), self.target.at(row, column).cast_mut());
-                // SAFETY: the caller vouches for the elements, which lie apart.
-                unsafe { to.copy_from_nonoverlapping(from, self.target.format.size()) };
-            }
-        }
     }
 
     fn plan(&self, kernels: &'static Kernels) -> Plan {

@@ -1,0 +1,288 @@
+//! Passes over a stretch of a row: what happens between the inner products and the bits that are stored.
+//!
+//! Each is plain Rust that the compiler turns into vectors, once for each tier; every element is computed on its own
+//! (or, in a sum, in a fixed part), so that all tiers give the same bits.
+
+use super::CANONICAL_NAN;
+use super::random::RowKey;
+use super::storage::{Format, Storage};
+use super::vector::Vector;
+
+/// Partial sums of a long sum: element `j` of a row goes to part `j mod 16`.
+pub(crate) const PARTS: usize = 16;
+
+/// The sums of [`Passes::measure`] over a stretch of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Measured {
+    /// Elements whose value changed, bit for bit.
+    pub(crate) changed: u64,
+    /// Sum of the squares of the delta.
+    pub(crate) squares: f64,
+    /// Sum of the products of what changed and the delta.
+    pub(crate) kept: f64,
+    /// Largest magnitude of the delta.
+    pub(crate) largest: f32,
+}
+
+/// The passes of a tier. An array is indexed by [`Format`]; the last argument is the number of elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Passes {
+    /// Rounds binary32 numbers to storage, to nearest even; what is not a number becomes the canonical NaN.
+    pub(crate) narrow: [unsafe fn(*const f32, *mut u8, usize); 3],
+    /// `values = fma(scaling, sums, values)`.
+    pub(crate) add_scaled: unsafe fn(*mut f32, *const f32, f32, usize),
+    /// `values = factor · values`.
+    pub(crate) multiply: unsafe fn(*mut f32, f32, usize),
+    /// Moves values to a neighbour in a format, up or down by chance; the column of the first one decides the draw.
+    pub(crate) dither: [unsafe fn(*mut f32, RowKey, u32, usize); 3],
+    /// Adds squares to sixteen partial sums; the number of elements is a multiple of sixteen.
+    pub(crate) squares: unsafe fn(*const f32, *mut [f32; PARTS], usize),
+    /// Compares what was with what is and with the delta: before, after, delta.
+    pub(crate) measure: unsafe fn(*const f32, *const f32, *const f32, usize) -> Measured,
+    /// The hash of some bytes; see [`super::digest`].
+    pub(crate) hash: unsafe fn(*const u8, usize) -> u64,
+}
+
+/// Makes the passes of a tier: a wrapper with the tier's instructions for each.
+macro_rules! passes {
+    ($vector:ty $(, #[$enable:meta])*) => {{
+        use $crate::kernels::passes as plain;
+        use $crate::kernels::random::RowKey;
+        use $crate::kernels::storage::{Bf16, F16, F32, Storage};
+
+        $(#[$enable])*
+        unsafe fn narrow<S: Storage>(values: *const f32, target: *mut u8, count: usize) {
+            // SAFETY: this function enables the tier; the caller vouches for the memory.
+            unsafe { plain::narrow::<$vector, S>(values, target, count) }
+        }
+        $(#[$enable])*
+        unsafe fn add_scaled(values: *mut f32, sums: *const f32, scaling: f32, count: usize) {
+            // SAFETY: as above.
+            unsafe { plain::add_scaled(values, sums, scaling, count) }
+        }
+        $(#[$enable])*
+        unsafe fn multiply(values: *mut f32, factor: f32, count: usize) {
+            // SAFETY: as above.
+            unsafe { plain::multiply(values, factor, count) }
+        }
+        $(#[$enable])*
+        unsafe fn dither<S: Storage>(values: *mut f32, key: RowKey, column: u32, count: usize) {
+            // SAFETY: as above.
+            unsafe { plain::dither::<S>(values, key, column, count) }
+        }
+        $(#[$enable])*
+        unsafe fn squares(values: *const f32, parts: *mut [f32; plain::PARTS], count: usize) {
+            // SAFETY: as above.
+            unsafe { plain::squares(values, parts, count) }
+        }
+        $(#[$enable])*
+        unsafe fn measure(
+            before: *const f32,
+            after: *const f32,
+            delta: *const f32,
+            count: usize,
+        ) -> plain::Measured {
+            // SAFETY: as above.
+            unsafe { plain::measure(before, after, delta, count) }
+        }
+        $(#[$enable])*
+        unsafe fn hash(bytes: *const u8, count: usize) -> u64 {
+            // SAFETY: as above.
+            unsafe { $crate::kernels::digest::hash(bytes, count) }
+        }
+        plain::Passes {
+            narrow: [narrow::<F32>, narrow::<F16>, narrow::<Bf16>],
+            add_scaled,
+            multiply,
+            dither: [dither::<F32>, dither::<F16>, dither::<Bf16>],
+            squares,
+            measure,
+            hash,
+        }
+    }};
+}
+pub(crate) use passes;
+
+#[inline(always)]
+fn canonical(value: f32) -> f32 {
+    if value.is_nan() { CANONICAL_NAN } else { value }
+}
+
+/// See [`Passes::narrow`].
+///
+/// # Safety
+///
+/// The processor has the tier of `V`; `values` is readable and `target` writable for `count` elements, apart.
+#[inline(always)]
+pub(super) unsafe fn narrow<V: Vector, S: Storage>(values: *const f32, target: *mut u8, count: usize) {
+    // SAFETY: the caller vouches for tier and memory; offsets stay below `count`.
+    unsafe {
+        match S::FORMAT {
+            Format::F32 => {
+                let target = target.cast::<f32>();
+                for at in 0..count {
+                    target.add(at).write_unaligned(canonical(*values.add(at)));
+                }
+            }
+            Format::Bf16 => {
+                let target = target.cast::<u16>();
+                for at in 0..count {
+                    let bits = canonical(*values.add(at)).to_bits();
+                    // Cannot wrap around: no number and not the canonical NaN has such bits.
+                    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+                    target.add(at).write_unaligned(rounded as u16);
+                }
+            }
+            Format::F16 => {
+                let target = target.cast::<u16>();
+                let whole = count / V::LANES * V::LANES;
+                for at in (0..whole).step_by(V::LANES) {
+                    V::load(values.add(at)).canonical().store_f16(target.add(at));
+                }
+                if whole < count {
+                    let (mut padded, mut rounded) = ([0.0_f32; PARTS], [0_u16; PARTS]);
+                    values.add(whole).copy_to_nonoverlapping(padded.as_mut_ptr(), count - whole);
+                    V::load(padded.as_ptr()).canonical().store_f16(rounded.as_mut_ptr());
+                    rounded
+                        .as_ptr()
+                        .cast::<u8>()
+                        .copy_to_nonoverlapping(target.add(whole).cast(), (count - whole) * size_of::<u16>());
+                }
+            }
+        }
+    }
+}
+
+/// See [`Passes::add_scaled`].
+///
+/// # Safety
+///
+/// Both are readable, `values` writable, for `count` numbers, and apart.
+#[inline(always)]
+pub(super) unsafe fn add_scaled(values: *mut f32, sums: *const f32, scaling: f32, count: usize) {
+    for at in 0..count {
+        // SAFETY: the caller vouches for `count` numbers.
+        unsafe { *values.add(at) = scaling.mul_add(*sums.add(at), *values.add(at)) };
+    }
+}
+
+/// See [`Passes::multiply`].
+///
+/// # Safety
+///
+/// `values` is readable and writable for `count` numbers.
+#[inline(always)]
+pub(super) unsafe fn multiply(values: *mut f32, factor: f32, count: usize) {
+    for at in 0..count {
+        // SAFETY: the caller vouches for `count` numbers.
+        unsafe { *values.add(at) *= factor };
+    }
+}
+
+/// See [`Passes::dither`].
+///
+/// The bits that the format lacks are a fraction of the step to its next number. A random number as long as these
+/// bits is added and they are cut off: the carry goes up with a probability of that fraction.
+///
+/// # Safety
+///
+/// `values` is readable and writable for `count` numbers.
+#[inline(always)]
+pub(super) unsafe fn dither<S: Storage>(values: *mut f32, key: RowKey, column: u32, count: usize) {
+    for at in 0..count {
+        let random = key.draw(column.wrapping_add(at as u32));
+        // SAFETY: the caller vouches for `count` numbers.
+        unsafe {
+            let value = *values.add(at);
+            *values.add(at) = match S::FORMAT {
+                Format::F32 => value,
+                Format::Bf16 => dither_bf16(value, random >> 16),
+                Format::F16 => dither_f16(value, random >> 19),
+            };
+        }
+    }
+}
+
+#[inline(always)]
+fn dither_bf16(value: f32, random: u32) -> f32 {
+    let moved = f32::from_bits(value.to_bits().wrapping_add(random) & 0xffff_0000);
+    if value.is_nan() { value } else { moved }
+}
+
+#[inline(always)]
+fn dither_f16(value: f32, random: u32) -> f32 {
+    /// The smallest normal number of binary16: below, its steps are all 2⁻²⁴.
+    const SMALLEST_NORMAL: f32 = 1.0 / 16384.0;
+    /// Steps of 2⁻²⁴ cut into 2¹³.
+    const FINE: f32 = (1_u64 << 37) as f32;
+    let size = value.abs();
+    let normal = f32::from_bits(size.to_bits().wrapping_add(random) & 0xffff_e000);
+    // The bound keeps the conversion inside an integer where the other branch is taken.
+    let steps = ((size.min(SMALLEST_NORMAL) * FINE) as i32 + random as i32) >> 13;
+    let subnormal = steps as f32 * (1.0 / (1 << 24) as f32);
+    let moved = if size < SMALLEST_NORMAL { subnormal } else { normal };
+    if value.is_nan() { value } else { moved.copysign(value) }
+}
+
+/// See [`Passes::squares`].
+///
+/// # Safety
+///
+/// `values` is readable for `count` numbers, a multiple of [`PARTS`]; `parts` is readable and writable.
+#[inline(always)]
+pub(super) unsafe fn squares(values: *const f32, parts: *mut [f32; PARTS], count: usize) {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        let mut sums = *parts;
+        for at in (0..count).step_by(PARTS) {
+            let values = values.add(at).cast::<[f32; PARTS]>().read();
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = value.mul_add(value, *sum);
+            }
+        }
+        *parts = sums;
+    }
+}
+
+/// See [`Passes::measure`].
+///
+/// # Safety
+///
+/// All three are readable for `count` numbers.
+#[inline(always)]
+pub(super) unsafe fn measure(
+    before: *const f32,
+    after: *const f32,
+    delta: *const f32,
+    count: usize,
+) -> Measured {
+    let (mut squares, mut kept) = ([0.0_f32; PARTS], [0.0_f32; PARTS]);
+    let (mut changed, mut largest) = ([0_u32; PARTS], [0.0_f32; PARTS]);
+    let mut add = |part: usize, before: f32, after: f32, delta: f32| {
+        squares[part] = delta.mul_add(delta, squares[part]);
+        kept[part] = (after - before).mul_add(delta, kept[part]);
+        changed[part] += u32::from(before.to_bits() != after.to_bits());
+        let size = delta.abs();
+        largest[part] = if size > largest[part] { size } else { largest[part] };
+    };
+    let whole = count / PARTS * PARTS;
+    // SAFETY: the caller vouches for `count` numbers.
+    unsafe {
+        for at in (0..whole).step_by(PARTS) {
+            let [before, after, delta] =
+                [before, after, delta].map(|values| values.add(at).cast::<[f32; PARTS]>().read());
+            for part in 0..PARTS {
+                add(part, before[part], after[part], delta[part]);
+            }
+        }
+        for at in whole..count {
+            add(at - whole, *before.add(at), *after.add(at), *delta.add(at));
+        }
+    }
+    Measured {
+        changed: changed.iter().copied().map(u64::from).sum(),
+        squares: squares.iter().copied().map(f64::from).sum(),
+        kept: kept.iter().copied().map(f64::from).sum(),
+        largest: largest.into_iter().fold(0.0, f32::max),
+    }
+}
