@@ -11,6 +11,7 @@ import cbor2
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,14 +21,19 @@ from infer_accel._backend import native
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ALGORITHMS: list[kvcache.Algorithm] = ["sha256_cbor", "sha256"]
+ALGORITHMS: list[kvcache.Algorithm] = ["sha256_cbor", "sha256", "xxhash_cbor", "xxhash"]
+DIGEST_BYTES = {"sha256_cbor": 32, "sha256": 32, "xxhash_cbor": 16, "xxhash": 16}
 IMPLEMENTATIONS = [native().kvcache, reference.kvcache]
 
 
-def serialise(algorithm: kvcache.Algorithm, value: object) -> bytes:
-    if algorithm == "sha256":
-        return pickle.dumps(value, protocol=5)
-    return bytes(cbor2.dumps(value, canonical=True))
+def digest(algorithm: kvcache.Algorithm, value: object) -> bytes:
+    if algorithm in {"sha256", "xxhash"}:
+        message = pickle.dumps(value, protocol=5)
+    else:
+        message = bytes(cbor2.dumps(value, canonical=True))
+    if algorithm.startswith("xxhash"):
+        return bytes(xxhash.xxh3_128_digest(message))
+    return hashlib.sha256(message).digest()
 
 
 def oracle(
@@ -38,12 +44,12 @@ def oracle(
     keys: list[Any] | None,
 ) -> list[bytes]:
     """Do what vLLM's `hash_block_tokens` does, block by block."""
-    last = parent or hashlib.sha256(serialise(algorithm, "vllm-none-hash")).digest()
+    last = parent or kvcache.none_hash(algorithm)
     hashes = []
     for block in range(len(ids) // block_size):
         tokens = tuple(ids[block * block_size : (block + 1) * block_size])
         extra = None if keys is None else keys[block]
-        last = hashlib.sha256(serialise(algorithm, (last, tokens, extra))).digest()
+        last = digest(algorithm, (last, tokens, extra))
         hashes.append(last)
     return hashes
 
@@ -75,16 +81,22 @@ def test_equals_hashlib_cbor2_and_pickle(
 ) -> None:
     num_blocks = len(ids) // block_size
     keys = data.draw(st.none() | st.lists(block_keys, min_size=num_blocks, max_size=num_blocks))
+    whole = parent
     for algorithm in ALGORITHMS:
+        parent = whole and whole[: DIGEST_BYTES[algorithm]]
         expected = oracle(algorithm, ids, block_size, parent, keys)
         got = kvcache.hash_blocks(
             ids, block_size=block_size, algorithm=algorithm, parent=parent, extra_keys=keys
         )
-        assert got.shape == (num_blocks, 32)
+        assert got.shape == (num_blocks, DIGEST_BYTES[algorithm])
         assert got.dtype == np.uint8
         assert [row.tobytes() for row in got] == expected
         specified = reference.kvcache.hash_blocks(
-            ids, block_size=block_size, algorithm=algorithm, parent=parent, extra_keys=keys
+            ids,
+            block_size=block_size,
+            algorithm=algorithm,
+            parent=parent or kvcache.none_hash(algorithm),  # xxhash begins at random in each implementation
+            extra_keys=keys,
         )
         assert (specified == got).all()
 
@@ -124,7 +136,11 @@ def test_none_hash_follows_the_seed(
 ) -> None:
     if seed is not None:
         monkeypatch.setenv("PYTHONHASHSEED", seed)
-    expected = hashlib.sha256(serialise(algorithm, "vllm-none-hash" if seed is None else seed)).digest()
+    if seed is None and algorithm.startswith("xxhash"):
+        assert kvcache.none_hash(algorithm) == kvcache.none_hash(algorithm)
+        assert kvcache.none_hash(algorithm) != digest(algorithm, "vllm-none-hash")
+        return
+    expected = digest(algorithm, "vllm-none-hash" if seed is None else seed)
     assert kvcache.none_hash(algorithm) == reference.kvcache.none_hash(algorithm) == expected
     first = kvcache.hash_blocks([1, 2], block_size=2, algorithm=algorithm)
     again = kvcache.hash_blocks([1, 2], block_size=2, algorithm=algorithm, parent=expected)

@@ -8,14 +8,16 @@ use thiserror::Error;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvCacheError {
-    /// A block of no tokens.
-    #[error("block_size={got} came; a block holds 1 token or more")]
+    /// A block of no tokens, or of too many.
+    #[error("block_size={got} came; a block holds 1 token or more, and at most {max}")]
     BlockSize {
         /// The size that came.
         got: usize,
+        /// Most tokens of a block.
+        max: usize,
     },
     /// A hash algorithm that does not exist.
-    #[error("algorithm={name:?} came; allowed are 'sha256_cbor' and 'sha256'")]
+    #[error("algorithm={name:?} came; allowed are 'sha256_cbor', 'sha256', 'xxhash_cbor' and 'xxhash'")]
     UnknownAlgorithm {
         /// The name that came.
         name: String,
@@ -51,7 +53,9 @@ pub enum KvCacheError {
         expected: usize,
     },
     /// Extra keys for an algorithm whose serialisation only Python knows.
-    #[error("extra_keys came for {algorithm}, whose pickle depends on Python's own objects; use sha256_cbor")]
+    #[error(
+        "extra_keys came for {algorithm}, whose pickle depends on Python's own objects; use sha256_cbor or xxhash_cbor"
+    )]
     ExtraKeysPickle {
         /// The algorithm's name.
         algorithm: &'static str,

@@ -83,8 +83,8 @@ pub(crate) mod tokenize {
 
     /// A tokenizer, immutable and shared between threads.
     #[pyclass(frozen, module = "infer_accel._native.tokenize")]
-    struct Tokenizer {
-        core: core::Tokenizer,
+    pub(crate) struct Tokenizer {
+        pub(crate) core: core::Tokenizer,
         /// A ready-made int for each id, made when a list is first asked for.
         numbers: PyOnceLock<Vec<Py<PyInt>>>,
     }

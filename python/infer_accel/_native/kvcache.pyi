@@ -2,12 +2,13 @@
 Paged KV-cache blocks.
 """
 
+from .tokenize import Tokenizer
 from _typeshed import Incomplete, SupportsGetItem
 from collections.abc import Sequence
 from infer_accel._typing import Tensor
 from typing import Any, SupportsIndex, final
 
-__all__ = ["BlockPool", "hash_blocks", "none_hash", "page_copy", "page_gather", "page_scatter"]
+__all__ = ["BlockPool", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "xxh3_128"]
 
 @final
 class BlockPool:
@@ -57,6 +58,12 @@ def hash_blocks(token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, 
     Hashes every full block of `token_ids`, as a chain that begins at `parent`.
     """
 
+def hash_prompt(tokenizer: Tokenizer, text: Any, *, block_size: int, algorithm: str, keys: Sequence[Any], options: tuple[bool, bool]) -> tuple[Incomplete, Incomplete]:
+    """
+    Encodes a text and hashes its full blocks, the first with `keys[0]`, the others with `keys[1]`. `options` are
+    `add_special_tokens` and `parse_special`.
+    """
+
 def none_hash(algorithm: str = "sha256_cbor") -> bytes:
     """
     The parent of a first block, vLLM's ``NONE_HASH``; depends on ``PYTHONHASHSEED``.
@@ -75,4 +82,9 @@ def page_gather(sources: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[in
 def page_scatter(sources: SupportsGetItem[int, Tensor], targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: SupportsIndex = 0, num_threads: int | None = None) -> None:
     """
     Copies, in every layer, page ``i`` of the source to page ``ids[i]`` of the target.
+    """
+
+def xxh3_128(message: bytes, /) -> bytes:
+    """
+    128 bits of XXH3, as the algorithms of this family write them.
     """

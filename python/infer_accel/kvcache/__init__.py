@@ -12,7 +12,7 @@ integer tables (ids, handles, mappings, hashes) are copied privately before they
 from __future__ import annotations
 
 from infer_accel.kvcache._copy import page_copy, page_gather, page_scatter
-from infer_accel.kvcache._hash import Algorithm, ExtraKey, hash_blocks, none_hash
+from infer_accel.kvcache._hash import Algorithm, ExtraKey, PromptBlocks, hash_blocks, hash_prompt, none_hash
 from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool, PoolStats
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "BlockPool",
     "ExtraKey",
     "PoolStats",
+    "PromptBlocks",
     "hash_blocks",
+    "hash_prompt",
     "none_hash",
     "page_copy",
     "page_gather",

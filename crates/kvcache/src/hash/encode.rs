@@ -1,7 +1,7 @@
 //! Serialises one block after the other into a buffer that is made once, and hashes it there.
 
-use super::{Algorithm, ExtraKeys, HashRequest, cbor, pickle};
-use crate::kernels::sha256::{self, Kernel};
+use super::digest::{Digest, PADDING_BYTES};
+use super::{Algorithm, ExtraKeys, cbor, pickle};
 use infer_accel_tensor::simd::Tier;
 
 /// Bytes that one store of a token writes; those beyond its length are overwritten by what follows.
@@ -10,52 +10,54 @@ const TOKEN_STORE_BYTES: usize = 8;
 const MAX_FRAMING_BYTES: usize = 64;
 
 /// The buffer of a chain of blocks of one size. What never changes in it is written once.
+#[derive(Clone, Debug)]
 pub(super) struct BlockEncoder {
-    kernel: Kernel,
+    digest: Digest,
     algorithm: Algorithm,
     buffer: Vec<u8>,
     /// Where the parent's digest goes.
     parent_at: usize,
     /// Where the tokens go.
     tokens_at: usize,
+    /// Bytes of extra keys that the buffer has room for.
+    keys_capacity: usize,
     /// Whether a block may be longer than one frame of pickle.
     frames: bool,
 }
 
 impl BlockEncoder {
-    pub(super) fn new(tier: Tier, request: &HashRequest<'_>) -> Self {
-        let algorithm = request.algorithm;
+    pub(super) fn new(tier: Tier, algorithm: Algorithm, block_size: usize) -> Self {
         let mut buffer = Vec::new();
+        let digest_len = algorithm.digest_len();
         let (parent_at, token_bytes) = if algorithm.is_pickle() {
             buffer.extend_from_slice(&pickle::HEADER);
             buffer.extend_from_slice(&[0; pickle::FRAME_HEAD_BYTES - 1]);
-            buffer.extend_from_slice(&[pickle::SHORT_BINBYTES, request.parent.len() as u8]);
+            buffer.extend_from_slice(&[pickle::SHORT_BINBYTES, digest_len as u8]);
             (buffer.len(), pickle::MAX_TOKEN_BYTES)
         } else {
             cbor::push_head(&mut buffer, cbor::major::ARRAY, 3);
-            cbor::push_head(&mut buffer, cbor::major::BYTES, request.parent.len() as u64);
+            cbor::push_head(&mut buffer, cbor::major::BYTES, digest_len as u64);
             (buffer.len(), cbor::MAX_TOKEN_BYTES)
         };
-        buffer.extend_from_slice(request.parent);
+        buffer.resize(parent_at + digest_len, 0);
         if algorithm.is_pickle() {
             buffer.push(pickle::MEMOIZE);
-            if request.block_size > 3 {
+            if block_size > 3 {
                 buffer.push(pickle::MARK);
             }
         } else {
-            cbor::push_head(&mut buffer, cbor::major::ARRAY, request.block_size as u64);
+            cbor::push_head(&mut buffer, cbor::major::ARRAY, block_size as u64);
         }
         let tokens_at = buffer.len();
-        let longest_keys =
-            request.extra_keys.iter().flatten().map(|keys| keys.as_cbor().len()).max().unwrap_or(0);
-        let body = tokens_at + token_bytes * request.block_size + longest_keys + MAX_FRAMING_BYTES;
+        let body = tokens_at + token_bytes * block_size + MAX_FRAMING_BYTES;
         let frames = algorithm.is_pickle() && body >= pickle::FRAME_TARGET_BYTES;
         let heads = if frames { body / pickle::FRAME_TARGET_BYTES * pickle::FRAME_HEAD_BYTES } else { 0 };
-        buffer.resize(body + heads + TOKEN_STORE_BYTES + sha256::PADDING_BYTES, 0);
-        Self { kernel: Kernel::for_tier(tier), algorithm, buffer, parent_at, tokens_at, frames }
+        buffer.resize(body + heads + TOKEN_STORE_BYTES + PADDING_BYTES, 0);
+        let digest = Digest::new(tier, algorithm);
+        Self { digest, algorithm, buffer, parent_at, tokens_at, keys_capacity: 0, frames }
     }
 
-    /// Writes the digest of `(parent, tokens, extra_keys)`.
+    /// Writes the digest of `(parent, tokens, extra_keys)`. The slices are as long as the encoder was made for.
     #[inline]
     pub(super) fn hash(
         &mut self,
@@ -65,18 +67,26 @@ impl BlockEncoder {
         digest: &mut [u8],
     ) {
         self.buffer[self.parent_at..self.parent_at + parent.len()].copy_from_slice(parent);
-        let length = match self.algorithm {
-            Algorithm::Sha256Cbor => self.finish_cbor(tokens, extra_keys),
-            Algorithm::Sha256 if self.frames => self.finish_frames(tokens),
-            Algorithm::Sha256 => self.finish_pickle(tokens),
+        let length = if !self.algorithm.is_pickle() {
+            self.finish_cbor(tokens, extra_keys)
+        } else if self.frames {
+            self.finish_frames(tokens)
+        } else {
+            self.finish_pickle(tokens)
         };
-        let padded = sha256::pad(&mut self.buffer, length);
-        digest.copy_from_slice(&self.kernel.digest(&self.buffer[..padded]));
+        self.digest.of(&mut self.buffer, length, digest);
     }
 
     fn finish_cbor(&mut self, tokens: &[u32], extra_keys: Option<&ExtraKeys>) -> usize {
         let end = self.put_tokens(tokens, cbor::token);
-        let keys = extra_keys.map_or([cbor::NULL].as_slice(), ExtraKeys::as_cbor);
+        let Some(keys) = extra_keys.map(ExtraKeys::as_cbor) else {
+            return self.put(end, &[cbor::NULL]);
+        };
+        if keys.len() > self.keys_capacity {
+            let more = keys.len() - self.keys_capacity;
+            self.buffer.resize(self.buffer.len() + more, 0);
+            self.keys_capacity = keys.len();
+        }
         self.put(end, keys)
     }
 

@@ -11,7 +11,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// SHA-256 of a tuple as CBOR, put together item by item.
+/// A tuple as CBOR, put together item by item.
 fn naive_cbor(parent: &[u8], tokens: &[u32], extra_keys: Option<&ExtraKeys>) -> Vec<u8> {
     let mut bytes = Vec::new();
     cbor::push_head(&mut bytes, cbor::major::ARRAY, 3);
@@ -22,10 +22,10 @@ fn naive_cbor(parent: &[u8], tokens: &[u32], extra_keys: Option<&ExtraKeys>) -> 
         cbor::push_head(&mut bytes, cbor::major::UNSIGNED, u64::from(token));
     }
     bytes.extend_from_slice(extra_keys.map_or(&[cbor::NULL], |keys| keys.as_cbor()));
-    sha256_of(bytes)
+    bytes
 }
 
-/// SHA-256 of a tuple as pickle of one frame, put together opcode by opcode.
+/// A tuple as pickle of one frame, put together opcode by opcode.
 fn naive_pickle(parent: &[u8], tokens: &[u32]) -> Vec<u8> {
     let mut object = vec![b'C', parent.len() as u8];
     object.extend_from_slice(parent);
@@ -56,7 +56,15 @@ fn naive_pickle(parent: &[u8], tokens: &[u32]) -> Vec<u8> {
     let mut bytes = vec![0x80, 5, 0x95];
     bytes.extend_from_slice(&(object.len() as u64).to_le_bytes());
     bytes.extend_from_slice(&object);
-    sha256_of(bytes)
+    bytes
+}
+
+fn digest_of(algorithm: Algorithm, bytes: Vec<u8>) -> Vec<u8> {
+    if algorithm.is_collision_resistant() {
+        sha256_of(bytes)
+    } else {
+        xxhash_rust::xxh3::xxh3_128(&bytes).to_be_bytes().to_vec()
+    }
 }
 
 fn sha256_of(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -134,6 +142,35 @@ fn digests_that_python_computes() {
     }
 }
 
+/// What `xxhash.xxh3_128_digest` computes over `cbor2` and `pickle` in Python.
+#[test]
+fn xxhash_digests_that_python_computes() {
+    let tokens: Vec<u32> = (0..16).map(|i| i * 7919).collect();
+    let expected = [
+        (Algorithm::XxhashCbor, "a9d2e63407fce1a26c9dc9d7fa2d7caf", "010b7223830901ca2e668879d27ce480"),
+        (Algorithm::Xxhash, "b6cdd80ea04b31ad0b9fc22fff500882", "dfc2409e7cc85f12c365dd488e176d29"),
+    ];
+    for (algorithm, none, block) in expected {
+        let parent = algorithm.none_hash(Some("42")).unwrap();
+        assert_eq!(hex(&parent), none);
+        let request =
+            HashRequest { token_ids: &tokens, block_size: 16, algorithm, parent: &parent, extra_keys: &[] };
+        assert_eq!(hex(&hash_with(simd::tier(), &request)), block);
+    }
+}
+
+#[test]
+fn forgeable_chains_begin_at_random() {
+    for algorithm in Algorithm::ALL {
+        let first = algorithm.none_hash(None).unwrap();
+        assert_eq!(first, algorithm.none_hash(None).unwrap(), "the same for a whole process");
+        assert_eq!(
+            first == algorithm.none_hash(Some("vllm-none-hash")).unwrap(),
+            algorithm.is_collision_resistant()
+        );
+    }
+}
+
 #[test]
 fn extra_keys_are_canonical_cbor() {
     let keys = ExtraKeys::new(&[
@@ -206,10 +243,12 @@ fn a_prompt_shorter_than_a_block_has_no_hashes() {
 
 #[test]
 fn ids_outside_32_bits_are_named() {
-    assert_eq!(checked_token_ids(&[0, i64::from(u32::MAX)]), Ok(vec![0, u32::MAX]));
+    let mut narrow = [0; 4];
+    assert_eq!(narrow_token_ids(&[0, i64::from(u32::MAX)], 7, &mut narrow[..2]), Ok(()));
+    assert_eq!(narrow, [0, u32::MAX, 0, 0]);
     for value in [-1, i64::from(u32::MAX) + 1, i64::MIN, i64::MAX] {
-        let expected = KvCacheError::TokenId { position: 2, value };
-        assert_eq!(checked_token_ids(&[5, 7, value, -9]), Err(expected));
+        let expected = KvCacheError::TokenId { position: 102, value };
+        assert_eq!(narrow_token_ids(&[5, 7, value, -9], 100, &mut narrow), Err(expected));
     }
 }
 
@@ -243,17 +282,19 @@ proptest! {
             let num_blocks = token_ids.len() / block_size;
             let keys: &[_] = if with_keys && !algorithm.is_pickle() { &keys[..num_blocks] } else { &[] };
             let mut expected = Vec::new();
+            let parent = &parent[..algorithm.digest_len()];
             let mut last = parent.to_vec();
             for (index, tokens) in token_ids.chunks_exact(block_size).enumerate() {
-                last = if algorithm.is_pickle() {
+                let bytes = if algorithm.is_pickle() {
                     naive_pickle(&last, tokens)
                 } else {
                     naive_cbor(&last, tokens, keys.get(index).and_then(Option::as_ref))
                 };
+                last = digest_of(algorithm, bytes);
                 expected.extend_from_slice(&last);
             }
             let request = HashRequest {
-                token_ids: &token_ids, block_size, algorithm, parent: &parent, extra_keys: keys,
+                token_ids: &token_ids, block_size, algorithm, parent, extra_keys: keys,
             };
             for &tier in simd::available() {
                 prop_assert_eq!(&hash_with(tier, &request), &expected);
@@ -269,7 +310,11 @@ proptest! {
     ) {
         for algorithm in Algorithm::ALL {
             let request = HashRequest {
-                token_ids: &token_ids, block_size, algorithm, parent: &parent, extra_keys: &[],
+                token_ids: &token_ids,
+                block_size,
+                algorithm,
+                parent: &parent[..algorithm.digest_len()],
+                extra_keys: &[],
             };
             let whole = hash_with(simd::tier(), &request);
             let (first, rest) = token_ids.split_at(block_size);

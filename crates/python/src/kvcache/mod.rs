@@ -26,7 +26,7 @@ pub(crate) mod kvcache {
     #[pymodule_export]
     use super::copy::{page_copy, page_gather, page_scatter};
     #[pymodule_export]
-    use super::hash::{hash_blocks, none_hash};
+    use super::hash::{hash_blocks, hash_prompt, none_hash, xxh3_128};
     #[pymodule_export]
     use super::pool::BlockPool;
 }

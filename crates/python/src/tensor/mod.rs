@@ -11,6 +11,7 @@ mod dlpack;
 mod exchange;
 mod ids;
 mod numpy;
+mod tokens;
 
 use infer_accel_tensor::{DType, ErrorKind, Layout, TensorError, TensorMut, TensorRef};
 use pyo3::buffer::PyUntypedBuffer;
@@ -20,6 +21,7 @@ use pyo3::type_hint_identifier;
 
 pub(crate) use bytes::ByteTable;
 pub(crate) use ids::IntTable;
+pub(crate) use tokens::{TokenIds, TokenView};
 
 use crate::errors::NativeError;
 

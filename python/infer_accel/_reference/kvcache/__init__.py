@@ -5,8 +5,8 @@ It has the names and signatures of the native module, so that either can serve t
 
 from __future__ import annotations
 
-from infer_accel._reference.kvcache.hashing import hash_blocks, none_hash
+from infer_accel._reference.kvcache.hashing import hash_blocks, none_hash, xxh3_128
 from infer_accel._reference.kvcache.pages import page_copy, page_gather, page_scatter
 from infer_accel._reference.kvcache.pool import BlockPool
 
-__all__ = ["BlockPool", "hash_blocks", "none_hash", "page_copy", "page_gather", "page_scatter"]
+__all__ = ["BlockPool", "hash_blocks", "none_hash", "page_copy", "page_gather", "page_scatter", "xxh3_128"]

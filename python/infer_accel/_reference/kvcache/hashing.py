@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import pickle
+import secrets
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from infer_accel._reference.kvcache.arguments import integers_of
-from infer_accel.errors import ArgumentError, IdError, ShapeError
+from infer_accel.errors import ArgumentError, BackendError, IdError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
 
 Key: TypeAlias = "bool | int | str | bytes | Sequence[Key] | None"
 
-_DIGEST_BYTES = 32
+#: Serialisation, digest and bytes of a digest by the algorithm's name.
+_ALGORITHMS = {
+    "sha256_cbor": ("cbor", "sha256", 32),
+    "sha256": ("pickle", "sha256", 32),
+    "xxhash_cbor": ("cbor", "xxhash", 16),
+    "xxhash": ("pickle", "xxhash", 16),
+}
+#: Chains that can be forged begin at a text that nobody outside this process knows.
+_RANDOM_SEED = secrets.token_hex(32)
 
 
 def hash_blocks(
@@ -37,7 +47,8 @@ def hash_blocks(
     ids = integers_of(token_ids, "dtype.ids")
     if ids.ndim != 1:
         raise ShapeError(f"token_ids of shape {ids.shape} came; pass one dimension", code="shape.token_ids")
-    last = none_hash(algorithm) if parent is None else parent
+    first = none_hash(algorithm)
+    last = first if parent is None else parent
     for position, value in enumerate(ids.tolist()):
         if not 0 <= value < 1 << 32:
             raise IdError(f"token id {value} came at position {position}", code="id.token")
@@ -45,34 +56,47 @@ def hash_blocks(
         raise ArgumentError(f"{block_size} came as a count", code="argument.count")
     if block_size == 0:
         raise ArgumentError("block_size=0 came; a block holds 1 token or more", code="argument.block_size")
-    if len(last) != _DIGEST_BYTES:
-        raise ShapeError(f"a parent of {len(last)} bytes came, not {_DIGEST_BYTES}", code="shape.parent")
+    digest_bytes = _ALGORITHMS[algorithm][2]
+    if len(last) != digest_bytes:
+        raise ShapeError(f"a parent of {len(last)} bytes came, not {digest_bytes}", code="shape.parent")
     num_blocks = len(ids) // block_size
     if extra_keys is not None and len(extra_keys) != num_blocks:
         message = f"{len(extra_keys)} extra_keys came for {num_blocks} full blocks"
         raise ShapeError(message, code="shape.extra_keys")
-    hashes = np.empty((num_blocks, _DIGEST_BYTES), np.uint8)
+    hashes = np.empty((num_blocks, digest_bytes), np.uint8)
     for block in range(num_blocks):
         tokens = tuple(ids[block * block_size : (block + 1) * block_size].tolist())
         keys = None if extra_keys is None else extra_keys[block]
-        last = hashlib.sha256(_serialise(algorithm, (last, tokens, keys))).digest()
+        last = _digest(algorithm, (last, tokens, keys))
         hashes[block] = np.frombuffer(last, np.uint8)
     return hashes
 
 
 def none_hash(algorithm: str = "sha256_cbor") -> bytes:
     """Return the parent of a first block, vLLM's ``NONE_HASH``; depends on ``PYTHONHASHSEED``."""
-    seed = os.environ.get("PYTHONHASHSEED", "vllm-none-hash")
-    return hashlib.sha256(_serialise(algorithm, seed)).digest()
+    if algorithm not in _ALGORITHMS:
+        message = f"algorithm={algorithm!r} came; allowed are {', '.join(_ALGORITHMS)}"
+        raise ArgumentError(message, code="argument.algorithm")
+    unseeded = "vllm-none-hash" if _ALGORITHMS[algorithm][1] == "sha256" else _RANDOM_SEED
+    return _digest(algorithm, os.environ.get("PYTHONHASHSEED", unseeded))
 
 
-def _serialise(algorithm: str, value: Key) -> bytes:
-    if algorithm == "sha256_cbor":
-        return _cbor(value)
-    if algorithm == "sha256":
-        return pickle.dumps(value, protocol=5)
-    message = f"algorithm={algorithm!r} came; allowed are 'sha256_cbor' and 'sha256'"
-    raise ArgumentError(message, code="argument.algorithm")
+def xxh3_128(message: bytes) -> bytes:
+    """Return 128 bits of XXH3: by the package `xxhash`, or else by the native core."""
+    for module, function in (("xxhash", "xxh3_128_digest"), ("infer_accel._native.kvcache", "xxh3_128")):
+        try:
+            digest: bytes = getattr(importlib.import_module(module), function)(message)
+        except ImportError:
+            continue
+        return digest
+    message_text = "the specification computes XXH3 by the package xxhash: pip install xxhash"
+    raise BackendError(message_text, code="backend.missing")
+
+
+def _digest(algorithm: str, value: Key) -> bytes:
+    serialisation, function, _ = _ALGORITHMS[algorithm]
+    message = _cbor(value) if serialisation == "cbor" else pickle.dumps(value, protocol=5)
+    return hashlib.sha256(message).digest() if function == "sha256" else xxh3_128(message)
 
 
 def _cbor(value: Key) -> bytes:
