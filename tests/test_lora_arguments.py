@@ -72,11 +72,11 @@ MERGES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
         errors.DTypeError, "dtype.unsupported", "weight is of float8_e4m3fn",
     ),
     "out of another dtype": (
-        lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), out=z(4, 6, dtype=np.float16)),
-        errors.DTypeError, "dtype.mismatch", "out is of float16, but weight is of float32",
+        lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), out=z(4, 6, dtype=np.int8)),
+        errors.DTypeError, "dtype.unsupported", "out is of int8; allowed: float32, float16,",
     ),
     "no tensor": (
-        lambda: lora.merge_weights([[0.0]], z(2, 6), z(4, 2)),  # type: ignore[type-var]
+        lambda: lora.merge_weights([[0.0]], z(2, 6), z(4, 2)),  # type: ignore[call-overload]
         errors.DTypeError, "dtype.not_a_tensor", "list",
     ),
     "read-only": (

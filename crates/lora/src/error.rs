@@ -67,6 +67,25 @@ pub enum Error {
         /// The number that came.
         scaling: f64,
     },
+    /// A name of no rounding.
+    #[error("rounding={name:?} came; allowed: \"nearest\", \"stochastic\"")]
+    Rounding {
+        /// The name that came.
+        name: String,
+    },
+    /// Stochastic rounding without a seed, or a seed without stochastic rounding.
+    #[error(
+        "{}",
+        if *is_missing {
+            "rounding=\"stochastic\" came without a seed: pass seed=, so that the merge can be repeated"
+        } else {
+            "a seed came with rounding=\"nearest\", which draws no numbers: leave it out, or pass rounding=\"stochastic\""
+        }
+    )]
+    Seed {
+        /// Whether it was missing.
+        is_missing: bool,
+    },
     /// Bytes that are no residue, or a damaged one.
     #[error("these bytes are no residue: {problem}; take the bytes that Residue.to_bytes gave")]
     ResidueFormat {
@@ -158,7 +177,11 @@ impl Error {
             Self::NotMatrix { .. } | Self::Shape { .. } | Self::ResidueShape { .. } => ErrorKind::Shape,
             Self::DType { .. } | Self::DTypeMismatch { .. } | Self::ResidueDType { .. } => ErrorKind::DType,
             Self::Overlap { .. } => ErrorKind::Overlap,
-            Self::Scaling { .. } | Self::ResidueSlab { .. } | Self::ResidueMagnitude => ErrorKind::Argument,
+            Self::Scaling { .. }
+            | Self::Rounding { .. }
+            | Self::Seed { .. }
+            | Self::ResidueSlab { .. }
+            | Self::ResidueMagnitude => ErrorKind::Argument,
             Self::ResidueFormat { .. }
             | Self::ResidueRevision { .. }
             | Self::ResidueAdapter { .. }
@@ -176,6 +199,8 @@ impl Error {
             Self::DTypeMismatch { .. } => "dtype.mismatch",
             Self::Overlap { .. } => "overlap.adapter",
             Self::Scaling { .. } => "argument.scaling",
+            Self::Rounding { .. } => "argument.rounding",
+            Self::Seed { .. } => "argument.seed",
             Self::ResidueFormat { .. } => "residue.format",
             Self::ResidueRevision { .. } => "residue.revision",
             Self::ResidueAdapter { .. } => "residue.adapter",

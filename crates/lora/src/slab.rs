@@ -42,6 +42,23 @@ pub enum Rounding {
     },
 }
 
+impl Rounding {
+    /// The rounding of a name, `nearest` or `stochastic`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rounding`] for another name; [`Error::Seed`] where `stochastic` comes without a seed, or `nearest`
+    /// with one.
+    pub fn from_name(name: &str, seed: Option<u64>) -> Result<Self, Error> {
+        match (name, seed) {
+            ("nearest", None) => Ok(Self::Nearest),
+            ("stochastic", Some(seed)) => Ok(Self::Stochastic { seed }),
+            ("nearest" | "stochastic", _) => Err(Error::Seed { is_missing: seed.is_none() }),
+            _ => Err(Error::Rounding { name: name.to_string() }),
+        }
+    }
+}
+
 /// How [`merge_slab`] runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SlabOptions<'a> {

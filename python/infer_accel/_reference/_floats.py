@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from infer_accel._typing import Tensor
 
     Float32 = NDArray[np.float32]
+    Bits = NDArray[np.uint16] | NDArray[np.uint32]
 
-__all__ = ["dtype_name", "fma", "read", "round_bfloat16", "widen_bfloat16", "write"]
+__all__ = [
+    "dtype_name",
+    "fma",
+    "read",
+    "require_writable",
+    "round_bfloat16",
+    "round_to",
+    "stored_bits",
+    "widen_bfloat16",
+    "write",
+    "write_bits",
+]
 
 _CANONICAL_NAN = np.uint32(0x7FC00000)
 
@@ -86,11 +98,35 @@ def read(tensor: Tensor, name: str) -> Float32:
 
 def write(tensor: Tensor, values: Float32) -> None:
     """Round float32 numbers to the format of a tensor and store them there; NaN becomes the canonical NaN."""
+    require_writable(tensor)
+    write_bits(tensor, round_to(values, dtype_name(tensor)))
+
+
+def round_to(values: Float32, kind: str) -> Bits:
+    """Return the bits of the nearest numbers of a format, ties to even; NaN becomes the canonical NaN."""
+    if kind == "bfloat16":
+        return round_bfloat16(values)
     values = np.where(np.isnan(values), _CANONICAL_NAN.view(np.float32), values)
-    kind = dtype_name(tensor)
-    target = _array(tensor)
-    if not target.flags.writeable:
+    if kind == "float32":
+        return values.view(np.uint32)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).view(np.uint16)
+
+
+def stored_bits(tensor: Tensor) -> Bits:
+    """Return a view of the bits of a tensor of one of the three formats."""
+    array = _array(tensor)
+    return array.view(np.uint32) if array.dtype.itemsize == 4 else array.view(np.uint16)
+
+
+def write_bits(tensor: Tensor, bits: Bits) -> None:
+    """Store bits of the tensor's own format."""
+    stored_bits(tensor)[...] = bits
+
+
+def require_writable(tensor: Tensor) -> None:
+    """Refuse a target that must not be written."""
+    if not _array(tensor).flags.writeable:
+        kind = dtype_name(tensor)
         message = f"a read-only tensor of {kind} came as a target; pass one that may be written, or a copy"
         raise ReadOnlyError(message, code="read_only")
-    with np.errstate(over="ignore"):
-        target[...] = round_bfloat16(values) if kind == "bfloat16" else values.astype(kind)

@@ -17,6 +17,7 @@ array([[0.5, 0.5, 0.5],
 from __future__ import annotations
 
 from infer_accel.lora._apply import apply_adapter
-from infer_accel.lora._merge import merge_weights
+from infer_accel.lora._merge import merge_weights, unmerge_weights
+from infer_accel.lora._residue import Residue
 
-__all__ = ["apply_adapter", "merge_weights"]
+__all__ = ["Residue", "apply_adapter", "merge_weights", "unmerge_weights"]

@@ -1,19 +1,25 @@
-"""Merging an adapter into a weight."""
+"""Merging an adapter into a weight, and undoing it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from infer_accel import _backend
+from infer_accel.lora._residue import wrap
 
 if TYPE_CHECKING:
     from infer_accel._typing import Tensor, TensorT
+    from infer_accel.lora._residue import Residue
 
-__all__ = ["merge_weights"]
+__all__ = ["Rounding", "merge_weights", "unmerge_weights"]
 
 _core = _backend.load("lora")
 
+#: How values between two numbers of a format are rounded.
+Rounding = Literal["nearest", "stochastic"]
 
+
+@overload
 def merge_weights(
     weight: TensorT,
     lora_A: Tensor,
@@ -21,8 +27,39 @@ def merge_weights(
     *,
     scaling: float = 1.0,
     out: TensorT | None = None,
+    rounding: Rounding = "nearest",
+    seed: int | None = None,
+    magnitude: Tensor | None = None,
+    return_residue: Literal[False] = False,
     num_threads: int | None = None,
-) -> TensorT:
+) -> TensorT: ...
+@overload
+def merge_weights(
+    weight: TensorT,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float = 1.0,
+    out: TensorT | None = None,
+    rounding: Rounding = "nearest",
+    seed: int | None = None,
+    magnitude: Tensor | None = None,
+    return_residue: Literal[True],
+    num_threads: int | None = None,
+) -> tuple[TensorT, Residue]: ...
+def merge_weights(
+    weight: TensorT,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float = 1.0,
+    out: TensorT | None = None,
+    rounding: Rounding = "nearest",
+    seed: int | None = None,
+    magnitude: Tensor | None = None,
+    return_residue: bool = False,
+    num_threads: int | None = None,
+) -> TensorT | tuple[TensorT, Residue]:
     """Add ``scaling · lora_B @ lora_A`` to a weight, in place.
 
     The sum is accumulated in float32 in one order for every processor and number of threads and rounded once,
@@ -41,8 +78,19 @@ def merge_weights(
         What the product is multiplied by: ``alpha / rank``, or ``alpha / sqrt(rank)``. Rounded to float32
         once.
     out
-        Where the result goes instead: shape and dtype of `weight`, and memory of its own (or `weight`
-        itself).
+        Where the result goes instead: shape of `weight`, and memory of its own (or `weight` itself). It may be
+        of another of the three formats: then the result is rounded to that one.
+    rounding
+        ``"nearest"``, ties to even; or ``"stochastic"``: up or down by chance, so that what is lost to the
+        format's grid is right on average. The draw depends on `seed`, row and column and on nothing else.
+    seed
+        Of ``rounding="stochastic"``, which needs one; 0 to 2⁶⁴ − 1.
+    magnitude
+        DoRA: ``[out_features]`` or ``[out_features, 1]`` of one of the three formats. Each row of
+        ``weight + scaling · lora_B @ lora_A`` is divided by its Euclidean norm and multiplied by its magnitude,
+        as PEFT merges such adapters.
+    return_residue
+        Whether to return what :func:`unmerge_weights` needs as well. It costs about another merge.
     num_threads
         The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process. The
         result does not depend on it.
@@ -51,6 +99,8 @@ def merge_weights(
     -------
     TensorT
         The object that was written: `weight`, or `out` where it is given.
+    residue : Residue
+        With ``return_residue=True`` only.
 
     Raises
     ------
@@ -62,7 +112,8 @@ def merge_weights(
     GradientError, DeviceError
         A torch tensor whose gradient is being recorded, or that lies on another device.
     ArgumentError
-        A `scaling` that is not finite in float32, or a `num_threads` below 1.
+        A `scaling` that is not finite in float32, a `num_threads` below 1, a `rounding` that is not known, a
+        seed without stochastic rounding or the other way round, a residue of a merge with magnitudes.
 
     Notes
     -----
@@ -72,8 +123,11 @@ def merge_weights(
     are kept. A result that is not a number is the positive quiet NaN. Zeros follow IEEE 754: −0.0 plus a
     delta of +0.0 is +0.0. With rank 0 every bit stays.
 
-    Nothing is written when an error is raised. The work is ``out · in · rank`` multiplications and one pass
-    over the weight; the memory does not grow with the weight.
+    With a magnitude, the sums of squares are kept in sixteen float32 parts for each row, column `j` in part
+    ``j % 16``, which are added up by halves.
+
+    Nothing is written when an error is raised. The work is ``out · in · rank`` multiplications (twice that with
+    a magnitude) and one pass over the weight; the memory does not grow with the weight, except for a residue.
 
     Examples
     --------
@@ -88,6 +142,90 @@ def merge_weights(
     References
     ----------
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
+    Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv:2402.09353.
     """
-    _core.merge_weights(weight, lora_A, lora_B, scaling=scaling, out=out, num_threads=num_threads)
+    residue = _core.merge_weights(
+        weight,
+        lora_A,
+        lora_B,
+        scaling=scaling,
+        out=out,
+        rounding=rounding,
+        seed=seed,
+        magnitude=magnitude,
+        return_residue=return_residue,
+        num_threads=num_threads,
+    )
+    target = weight if out is None else out
+    return (target, wrap(residue)) if return_residue else target
+
+
+def unmerge_weights(
+    weight: TensorT,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float = 1.0,
+    residue: Residue,
+    out: TensorT | None = None,
+    num_threads: int | None = None,
+) -> TensorT:
+    """Give back the bits that a weight had before a merge, in place.
+
+    What the merge added is computed again, bit for bit, and taken away; the exceptions that `residue` lists are
+    put right, so that −0.0 and the payloads of NaN come back too.
+
+    Parameters
+    ----------
+    weight
+        ``[out_features, in_features]``: the merged weight, any strides. Written, unless `out` is given.
+    lora_A, lora_B, scaling
+        Those of the merge: the same bits in the same formats.
+    residue
+        What ``merge_weights(..., return_residue=True)`` returned.
+    out
+        Where the base goes instead: of the format that the base had, and memory of its own. It is needed where
+        the merge went to another format.
+    num_threads
+        The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process.
+
+    Returns
+    -------
+    TensorT
+        The object that was written: `weight`, or `out` where it is given.
+
+    Raises
+    ------
+    IntegrityError
+        A residue of another adapter, another weight, or another revision of the arithmetic.
+    ShapeError, DTypeError
+        Shapes or formats that do not fit each other, or not the residue.
+    ReadOnlyError, OverlapError, LayoutError, GradientError, DeviceError, ArgumentError
+        As :func:`merge_weights`.
+
+    Notes
+    -----
+    Nothing is written when an error is raised: the weight is read once to see whether it is the merged one. The
+    rest costs as much as a merge.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weight = np.array([[1.0, -0.0]], np.float32)
+    >>> adapter = np.array([[0.1, 0.0]], np.float32), np.array([[0.3]], np.float32)
+    >>> merged, residue = merge_weights(weight, *adapter, return_residue=True)
+    >>> merged
+    array([[1.03, 0.  ]], dtype=float32)
+    >>> unmerge_weights(weight, *adapter, residue=residue)
+    array([[ 1., -0.]], dtype=float32)
+    """
+    _core.unmerge_weights(
+        weight,
+        lora_A,
+        lora_B,
+        scaling=scaling,
+        residue=residue._core,  # noqa: SLF001 - the backend's own object
+        out=out,
+        num_threads=num_threads,
+    )
     return weight if out is None else out

@@ -1,10 +1,11 @@
-//! Merging an adapter into a weight.
+//! Merging an adapter into a weight, and undoing it.
 
-use infer_accel_lora::{self as core, Options};
-use infer_accel_tensor::TensorRef;
+use infer_accel_lora::{self as core, Delta, Options, Rounding, SlabOptions};
+use infer_accel_tensor::{TensorError, TensorRef};
 use pyo3::prelude::*;
 
 use super::multiplication_bytes;
+use super::residue::Residue;
 use crate::errors::NativeError;
 use crate::run::run;
 use crate::tensor::TensorArg;
@@ -14,10 +15,19 @@ fn is_same(left: &TensorRef<'_>, right: &TensorRef<'_>) -> bool {
     left.as_ptr() == right.as_ptr() && left.dtype() == right.dtype() && left.layout() == right.layout()
 }
 
-/// Adds ``scaling · lora_B @ lora_A`` to `weight`, in place or into `out`.
+/// The view of a tensor that may be left out.
+fn optional<'a>(argument: Option<&'a TensorArg<'_>>) -> Result<Option<TensorRef<'a>>, TensorError> {
+    argument.map(TensorArg::view).transpose()
+}
+
+/// Adds ``scaling · lora_B @ lora_A`` to `weight`, in place or into `out`; gives back the residue if it is asked for.
 #[pyfunction]
-#[pyo3(signature = (weight, lora_A, lora_B, *, scaling = 1.0, out = None, num_threads = None))]
+#[pyo3(signature = (
+    weight, lora_A, lora_B, *, scaling = 1.0, out = None, rounding = "nearest", seed = None, magnitude = None,
+    return_residue = false, num_threads = None
+))]
 #[expect(non_snake_case, reason = "the names of the field, which callers pass as keywords")]
+#[expect(clippy::too_many_arguments, reason = "each is a keyword of the Python function")]
 pub(super) fn merge_weights(
     py: Python<'_>,
     weight: TensorArg<'_>,
@@ -25,16 +35,65 @@ pub(super) fn merge_weights(
     lora_B: TensorArg<'_>,
     scaling: f64,
     out: Option<TensorArg<'_>>,
+    rounding: &str,
+    seed: Option<u64>,
+    magnitude: Option<TensorArg<'_>>,
+    return_residue: bool,
+    num_threads: Option<usize>,
+) -> PyResult<Option<Residue>> {
+    let (a, b) = (lora_A.view().map_err(NativeError::from)?, lora_B.view().map_err(NativeError::from)?);
+    let source = weight.view().map_err(NativeError::from)?;
+    let magnitude = optional(magnitude.as_ref()).map_err(NativeError::from)?;
+    let rounding = Rounding::from_name(rounding, seed).map_err(NativeError::from)?;
+    let work = source.byte_len() * 2 + multiplication_bytes(&b, a.shape().last().copied().unwrap_or(0));
+    let mut target = out.as_ref().unwrap_or(&weight).view_mut()?;
+    let is_plain = rounding == Rounding::Nearest && magnitude.is_none() && !return_residue;
+    let in_place = is_same(&target.as_ref(), &source);
+    if is_plain && target.dtype() == source.dtype() {
+        let options = Options { scaling, num_threads, tier: None };
+        run(py, work, || {
+            if in_place {
+                core::merge_weights(&mut target, &a, &b, &options)
+            } else {
+                core::merge_weights_into(&mut target, &source, &a, &b, &options)
+            }
+        })?;
+        return Ok(None);
+    }
+    let source = (!in_place).then_some(&source);
+    let deltas = [Delta { lora_a: a, lora_b: b, scaling }];
+    let options = SlabOptions { rounding, magnitude, num_threads, ..SlabOptions::default() };
+    run(py, work, || {
+        if return_residue {
+            core::merge_with_residue(&mut target, source, &deltas, &options)
+                .map(|(_, residue)| Some(Residue(residue)))
+        } else {
+            core::merge_slab(&mut target, source, &deltas, &options).map(|_| None)
+        }
+    })
+}
+
+/// Gives back the bits that `weight` had before a merge, in place or into `out`.
+#[pyfunction]
+#[pyo3(signature = (weight, lora_A, lora_B, *, scaling = 1.0, residue, out = None, num_threads = None))]
+#[expect(non_snake_case, reason = "the names of the field, which callers pass as keywords")]
+#[expect(clippy::too_many_arguments, reason = "each is a keyword of the Python function")]
+pub(super) fn unmerge_weights(
+    py: Python<'_>,
+    weight: TensorArg<'_>,
+    lora_A: TensorArg<'_>,
+    lora_B: TensorArg<'_>,
+    scaling: f64,
+    residue: &Bound<'_, Residue>,
+    out: Option<TensorArg<'_>>,
     num_threads: Option<usize>,
 ) -> PyResult<()> {
-    let options = Options { scaling, num_threads, tier: None };
     let (a, b) = (lora_A.view().map_err(NativeError::from)?, lora_B.view().map_err(NativeError::from)?);
     let source = weight.view().map_err(NativeError::from)?;
     let work = source.byte_len() * 2 + multiplication_bytes(&b, a.shape().last().copied().unwrap_or(0));
     let mut target = out.as_ref().unwrap_or(&weight).view_mut()?;
-    if is_same(&target.as_ref(), &source) {
-        run(py, work, || core::merge_weights(&mut target, &a, &b, &options))
-    } else {
-        run(py, work, || core::merge_weights_into(&mut target, &source, &a, &b, &options))
-    }
+    let source = (!is_same(&target.as_ref(), &source)).then_some(&source);
+    let deltas = [Delta { lora_a: a, lora_b: b, scaling }];
+    let residue = &residue.get().0;
+    run(py, work, || core::unmerge_weights(&mut target, source, &deltas, residue, num_threads))
 }

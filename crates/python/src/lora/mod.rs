@@ -2,6 +2,7 @@
 
 mod apply;
 mod merge;
+mod residue;
 
 use infer_accel_lora::Error;
 use infer_accel_tensor::TensorRef;
@@ -25,5 +26,7 @@ pub(crate) mod lora {
     #[pymodule_export]
     use super::apply::apply_adapter;
     #[pymodule_export]
-    use super::merge::merge_weights;
+    use super::merge::{merge_weights, unmerge_weights};
+    #[pymodule_export]
+    use super::residue::Residue;
 }

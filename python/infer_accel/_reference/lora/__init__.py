@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from infer_accel._reference.lora._apply import apply_adapter
-from infer_accel._reference.lora._merge import merge_weights
+from infer_accel._reference.lora._merge import merge_weights, unmerge_weights
+from infer_accel._reference.lora._residue import Residue
 
-__all__ = ["apply_adapter", "merge_weights"]
+__all__ = ["Residue", "apply_adapter", "merge_weights", "unmerge_weights"]
