@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tests.models import smollm2
+from tests.soak import repeats
 
 from infer_accel import lora
 
@@ -27,6 +28,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 #: Training took minutes; loading a model takes seconds. The libraries' own warnings are no business of these tests.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
+PREFIX = "base_model.model."
 PROOF_VARIABLE = "INFER_ACCEL_PROOF"
 PROMPTS = ["The with statement", "The capital of France is", "Function definitions"]
 NEW_TOKENS = 16
@@ -34,6 +36,10 @@ NEW_TOKENS = 16
 LOGIT_BOUND = 2e-5
 #: Of all elements: those that are not the exact sum, rounded once.
 SHARE_OFF = 2e-5
+#: Of the bytes of the weights that an adapter changes: what a residue may take.
+RESIDUE_SHARE = 0.03
+#: Of bfloat16 elements of a DoRA merge: those that PEFT's further roundings move by a step.
+DORA_SHARE = 1e-4
 
 ADDED = ["plain", "rslora"]
 
@@ -67,10 +73,10 @@ def adapter_weights(name: str) -> dict[str, Any]:
 def deltas(name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name of each weight that an adapter changes, and its two matrices."""
     weights = adapter_weights(name)
-    prefix, suffix = "base_model.model.", ".lora_A.weight"
+    suffix = ".lora_A.weight"
     for key in sorted(weights):
         if key.endswith(suffix):
-            module = key.removeprefix(prefix).removesuffix(suffix)
+            module = key.removeprefix(PREFIX).removesuffix(suffix)
             yield f"{module}.weight", weights[key], weights[key.replace("lora_A", "lora_B")]
 
 
@@ -173,3 +179,56 @@ def test_the_adapter_changes_what_the_model_says(name: str) -> None:
     base, ours = logits(causal(smollm2.base_dir(), torch.float32)), logits(merged_by_us(name, torch.float32))
     for before, after in zip(base, ours, strict=True):
         assert np.max(np.abs(after - before)) >= 1000 * LOGIT_BOUND * np.max(np.abs(before))
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_merge_is_undone_bit_for_bit(name: str) -> None:
+    weights, scaling = base_weights(), smollm2.RECIPES[name].scaling
+    stored = size = 0
+    for weight, a, b in deltas(name):
+        merged = weights[weight].clone()
+        merged, residue = lora.merge_weights(merged, a, b, scaling=scaling, return_residue=True)
+        stored += residue.nbytes
+        size += merged.numel() * merged.element_size()
+        lora.unmerge_weights(merged, a, b, scaling=scaling, residue=residue)
+        np.testing.assert_array_equal(bits(merged), bits(weights[weight]))
+    assert stored <= RESIDUE_SHARE * size, f"{stored / size:.2%} of the merged weights' bytes"
+
+
+@pytest.mark.parametrize("name", ["plain"])
+def test_many_cycles_end_where_they_began(name: str) -> None:
+    weight, a, b = next(deltas(name))
+    original, scaling = base_weights()[weight], smollm2.RECIPES[name].scaling
+    model = original.clone()
+    for _ in range(repeats(20, 1000)):
+        _, residue = lora.merge_weights(model, a, b, scaling=scaling, return_residue=True)
+        lora.unmerge_weights(model, a, b, scaling=scaling, residue=residue)
+    np.testing.assert_array_equal(bits(model), bits(original))
+
+
+def magnitudes(name: str) -> dict[str, Any]:
+    suffix = ".lora_magnitude_vector"
+    weights = adapter_weights(name).items()
+    return {
+        key.removeprefix(PREFIX).removesuffix(suffix): row for key, row in weights if key.endswith(suffix)
+    }
+
+
+@pytest.mark.parametrize("name", ["dora"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_dora_merges_as_in_peft(name: str, dtype: Any) -> None:
+    """PEFT rounds the norm, the sum and the quotient on its way; storage hides nearly all of it."""
+    theirs = dict(with_adapter(name, dtype).merge_and_unload().named_parameters())
+    ours, rows = dict(causal(smollm2.base_dir(), dtype).named_parameters()), magnitudes(name)
+    different = count = 0
+    for weight, a, b in deltas(name):
+        with torch.no_grad():
+            scaling, magnitude = smollm2.RECIPES[name].scaling, rows[weight.removesuffix(".weight")]
+            lora.merge_weights(ours[weight], a, b, scaling=scaling, magnitude=magnitude)
+        expected, got = (model[weight].detach().double().numpy() for model in (theirs, ours))
+        unit = 2.0 ** -(7 if dtype == torch.bfloat16 else 21)
+        assert np.all(np.abs(got - expected) <= unit * np.abs(expected) + 1e-9), weight
+        different += int(np.count_nonzero(got != expected))
+        count += got.size
+    if dtype == torch.bfloat16:
+        assert different <= DORA_SHARE * count, f"{different / count:.2e}"
