@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::DType;
+
 /// The class of an error: the binding maps each to one Python exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -76,6 +78,18 @@ pub enum TensorError {
         /// The shape that came.
         shape: Vec<usize>,
     },
+    /// Elements that lie outside the bytes they were said to lie in.
+    #[error("{shape:?} of {dtype} from element {offset} on do not fit into {bytes} bytes")]
+    OutOfBytes {
+        /// Bytes that there are.
+        bytes: usize,
+        /// The format.
+        dtype: DType,
+        /// The element at which the first of them was said to lie.
+        offset: usize,
+        /// The shape that came.
+        shape: Vec<usize>,
+    },
     /// An axis that a tensor does not have.
     #[error("axis {axis} came for a tensor of {ndim} dimensions; the axes go from 0 to {}", ndim.saturating_sub(1))]
     Axis {
@@ -122,9 +136,7 @@ impl TensorError {
     /// The class of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::TooManyDimensions { .. } | Self::ElementCount { .. } | Self::TooLarge { .. } => {
-                ErrorKind::Shape
-            }
+            Self::TooManyDimensions { .. } | Self::ElementCount { .. } | Self::TooLarge { .. } | Self::OutOfBytes { .. } => ErrorKind::Shape,
             Self::StrideCount { .. } | Self::NullAddress { .. } | Self::SelfOverlap { .. } => {
                 ErrorKind::Layout
             }
@@ -139,6 +151,7 @@ impl TensorError {
             Self::TooManyDimensions { .. } => "shape.dimensions",
             Self::ElementCount { .. } => "shape.elements",
             Self::TooLarge { .. } => "shape.too_large",
+            Self::OutOfBytes { .. } => "shape.bytes",
             Self::StrideCount { .. } => "layout.strides",
             Self::NullAddress { .. } => "layout.null",
             Self::SelfOverlap { .. } => "layout.self_overlap",

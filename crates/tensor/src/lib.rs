@@ -7,6 +7,7 @@
 //! * [`machine`]: what this machine can do at best, for benchmarks.
 //! * [`ErrorKind`]: what class of error a caller in another language sees.
 
+mod buffer;
 mod dtype;
 mod error;
 pub mod float;
@@ -16,6 +17,7 @@ pub mod simd;
 pub mod threads;
 mod view;
 
+pub use buffer::Buffer;
 pub use dtype::{DType, Element};
 pub use error::{ErrorKind, TensorError};
 pub use layout::{Layout, MAX_DIMS};

@@ -53,6 +53,24 @@ fn check_count(got: usize, shape: &[usize], layout: &Layout) -> Result<(), Tenso
     }
 }
 
+/// The byte at which the element of indices 0 lies, after a check that all elements lie within `bytes`.
+fn check_bytes(bytes: usize, dtype: DType, offset: usize, layout: &Layout) -> Result<usize, TensorError> {
+    if layout.is_empty() {
+        return Ok(0);
+    }
+    let span = layout.span();
+    let fits = isize::try_from(offset).ok().is_some_and(|offset| {
+        let end = offset.checked_add(span.end).and_then(|end| end.checked_mul(dtype.size() as isize));
+        offset.checked_add(span.start).is_some_and(|start| start >= 0)
+            && end.is_some_and(|end| end as usize <= bytes)
+    });
+    if fits {
+        Ok(offset * dtype.size())
+    } else {
+        Err(TensorError::OutOfBytes { bytes, dtype, offset, shape: layout.shape().to_vec() })
+    }
+}
+
 macro_rules! common {
     () => {
         /// The number format.
@@ -146,6 +164,20 @@ impl<'a> TensorRef<'a> {
         Ok(Self { ptr: data.as_ptr().cast(), dtype: T::DTYPE, layout, memory: PhantomData })
     }
 
+    /// A view of elements that lie in a slice of bytes, the first of them `offset` elements behind its start.
+    /// The bytes need not be aligned for the format; whatever the strides say, the view ends within the slice.
+    pub fn from_bytes(
+        data: &'a [u8],
+        dtype: DType,
+        offset: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, TensorError> {
+        let layout = Layout::new(shape, strides, dtype.size())?;
+        let start = check_bytes(data.len(), dtype, offset, &layout)?;
+        Ok(Self { ptr: data.as_ptr().wrapping_add(start), dtype, layout, memory: PhantomData })
+    }
+
     common!();
 
     /// The address of the element whose indices are all 0.
@@ -198,6 +230,22 @@ impl<'a> TensorMut<'a> {
         let layout = Layout::contiguous(shape, size_of::<T>())?;
         check_count(data.len(), shape, &layout)?;
         Ok(Self { ptr: data.as_mut_ptr().cast(), dtype: T::DTYPE, layout, memory: PhantomData })
+    }
+
+    /// As [`TensorRef::from_bytes`], to write. Refuses strides by which two indices could name one element.
+    pub fn from_bytes(
+        data: &'a mut [u8],
+        dtype: DType,
+        offset: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, TensorError> {
+        let layout = Layout::new(shape, strides, dtype.size())?;
+        let start = check_bytes(data.len(), dtype, offset, &layout)?;
+        if !layout.is_injective() {
+            return Err(TensorError::SelfOverlap { shape: shape.to_vec(), strides: strides.to_vec() });
+        }
+        Ok(Self { ptr: data.as_mut_ptr().wrapping_add(start), dtype, layout, memory: PhantomData })
     }
 
     common!();
@@ -309,6 +357,24 @@ mod tests {
         assert_eq!(view.byte_range(), data.as_ptr().addr()..data.as_ptr().addr() + 6);
         assert!(!view.is_contiguous());
         assert!(view.raw_view::<u16>().is_none());
+    }
+
+    #[test]
+    fn bytes_become_views_that_stay_inside() {
+        let mut data: Vec<u8> = (0..16).collect();
+        let view = TensorRef::from_bytes(&data, DType::U16, 1, &[2, 3], &[3, 1]).unwrap();
+        assert_eq!(view.byte_range(), data.as_ptr().addr() + 2..data.as_ptr().addr() + 14);
+        let backwards = TensorRef::from_bytes(&data, DType::U32, 3, &[4], &[-1]).unwrap();
+        assert_eq!(backwards.byte_range().start, data.as_ptr().addr());
+        for (offset, shape, strides) in
+            [(3, [2, 3], [3, 1]), (0, [2, 3], [-3, 1]), (0, [9, 1], [1, 1]), (usize::MAX, [1, 1], [1, 1])]
+        {
+            let refused = TensorRef::from_bytes(&data, DType::U16, offset, &shape, &strides);
+            assert!(matches!(refused, Err(TensorError::OutOfBytes { .. })), "{offset} {shape:?} {strides:?}");
+        }
+        assert!(TensorRef::from_bytes(&[], DType::U64, 9, &[0, 4], &[4, 1]).is_ok());
+        let twice = TensorMut::from_bytes(&mut data, DType::U8, 0, &[2, 2], &[0, 1]);
+        assert!(matches!(twice, Err(TensorError::SelfOverlap { .. })));
     }
 
     #[test]
