@@ -1,7 +1,11 @@
 //! What can be wrong with a call.
 
+use std::path::{Path, PathBuf};
+
 use infer_accel_tensor::{DType, ErrorKind, TensorError};
 use thiserror::Error;
+
+use crate::problem::{Problem, summary};
 
 /// Why a merge or an application was refused. Nothing has been written when one of these comes back.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -165,12 +169,36 @@ pub enum Error {
     /// A residue of a merge that scales rows.
     #[error("a merge with magnitudes (DoRA) has no residue: keep the whole weight instead")]
     ResidueMagnitude,
+    /// An adapter that must not be used.
+    #[error("{} is refused: {}", path.display(), summary(problems))]
+    Adapter {
+        /// Where it lies.
+        path: PathBuf,
+        /// Everything that is wrong with it.
+        problems: Vec<Problem>,
+    },
+    /// A file of weights that cannot be read.
+    #[error("{} is refused: {problem}", path.display())]
+    File {
+        /// Where it lies.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Problem,
+    },
     /// What is wrong with a view or a setting of any part.
     #[error(transparent)]
     Tensor(#[from] TensorError),
 }
 
 impl Error {
+    pub(crate) fn adapter(path: &Path, problems: Vec<Problem>) -> Self {
+        Self::Adapter { path: path.to_owned(), problems }
+    }
+
+    pub(crate) fn file(path: &Path, problem: Problem) -> Self {
+        Self::File { path: path.to_owned(), problem }
+    }
+
     /// The class of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -182,10 +210,12 @@ impl Error {
             | Self::Seed { .. }
             | Self::ResidueSlab { .. }
             | Self::ResidueMagnitude => ErrorKind::Argument,
-            Self::ResidueFormat { .. }
+            Self::File { .. }
+            | Self::ResidueFormat { .. }
             | Self::ResidueRevision { .. }
             | Self::ResidueAdapter { .. }
             | Self::ResidueWeight { .. } => ErrorKind::Integrity,
+            Self::Adapter { .. } => ErrorKind::Adapter,
             Self::Tensor(error) => error.kind(),
         }
     }
@@ -209,6 +239,10 @@ impl Error {
             Self::ResidueDType { .. } => "residue.dtype",
             Self::ResidueSlab { .. } => "residue.slab",
             Self::ResidueMagnitude => "residue.magnitude",
+            Self::Adapter { problems, .. } => {
+                problems.first().map_or("adapter", |problem| problem.code.code())
+            }
+            Self::File { problem, .. } => problem.code.code(),
             Self::Tensor(error) => error.code(),
         }
     }

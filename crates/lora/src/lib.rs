@@ -11,12 +11,15 @@
 //! The arithmetic lives in a private module that has a portable tier and tiers for AVX2 and AVX-512; see
 //! [`infer_accel_tensor::simd`].
 
+pub mod adapter;
 mod apply;
 mod check;
 mod error;
 mod kernels;
 mod merge;
+pub mod problem;
 mod residue;
+pub mod safetensors;
 mod slab;
 mod statistics;
 mod unmerge;

@@ -42,7 +42,7 @@ impl DerefMut for Buffer {
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buffer").field("len", &self.len).finish()
+        f.debug_struct("Buffer").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
@@ -55,9 +55,16 @@ unsafe impl Sync for Buffer {}
 const SMALL: usize = 4 << 20;
 
 enum Memory {
-    Heap { start: *mut u8, layout: std::alloc::Layout },
+    Heap {
+        start: *mut u8,
+        layout: std::alloc::Layout,
+    },
     #[cfg(unix)]
-    Mapped { mapping: *mut u8, mapped: usize, start: *mut u8 },
+    Mapped {
+        mapping: *mut u8,
+        mapped: usize,
+        start: *mut u8,
+    },
 }
 
 impl Memory {

@@ -136,7 +136,10 @@ impl TensorError {
     /// The class of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::TooManyDimensions { .. } | Self::ElementCount { .. } | Self::TooLarge { .. } | Self::OutOfBytes { .. } => ErrorKind::Shape,
+            Self::TooManyDimensions { .. }
+            | Self::ElementCount { .. }
+            | Self::TooLarge { .. }
+            | Self::OutOfBytes { .. } => ErrorKind::Shape,
             Self::StrideCount { .. } | Self::NullAddress { .. } | Self::SelfOverlap { .. } => {
                 ErrorKind::Layout
             }
