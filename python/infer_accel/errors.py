@@ -24,6 +24,7 @@ __all__ = [
     "ReadOnlyError",
     "ShapeError",
     "StaleBlockError",
+    "StorageError",
     "TokenizerError",
 ]
 
@@ -152,6 +153,12 @@ class IntegrityError(InferAccelError, ValueError):
     """Stored bytes are not the bytes that were stored."""
 
     code = "integrity"
+
+
+class StorageError(InferAccelError, OSError):
+    """A directory, a file or a device cannot serve: it is full, fails, is in use, or is closed."""
+
+    code = "storage"
 
 
 class BackendError(InferAccelError, ImportError):

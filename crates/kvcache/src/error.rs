@@ -1,5 +1,6 @@
 //! What can be wrong with a call to this crate.
 
+use crate::tier::TierError;
 use infer_accel_tensor::threads::Interrupted;
 use infer_accel_tensor::{DType, ErrorKind, TensorError};
 use thiserror::Error;
@@ -281,6 +282,29 @@ pub enum KvCacheError {
         /// Position of the target layer.
         layer: usize,
     },
+    /// Numbers that cannot be infinite, or bytes that are no bytes.
+    #[error(
+        "pages of {got} came, to be read as {meant}; pass floats, or uint8 pages and the float format that they hold"
+    )]
+    NonFiniteDType {
+        /// The format of the pages.
+        got: DType,
+        /// The format that they should hold.
+        meant: DType,
+    },
+    /// Bytes that do not make whole numbers.
+    #[error(
+        "pages of {bytes} bytes came, to be read as {dtype}; they must be contiguous and hold whole numbers"
+    )]
+    NonFiniteBytes {
+        /// Bytes of a page.
+        bytes: usize,
+        /// The format.
+        dtype: DType,
+    },
+    /// What is wrong with a tier.
+    #[error(transparent)]
+    Tier(#[from] TierError),
     /// What is wrong with a view or with the number of threads.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -299,7 +323,8 @@ impl KvCacheError {
             | Self::PageId { .. }
             | Self::RepeatedTarget { .. } => ErrorKind::Id,
             Self::SourceIsTarget { .. } | Self::PageOverlap { .. } => ErrorKind::Overlap,
-            Self::PageDType { .. } => ErrorKind::DType,
+            Self::PageDType { .. } | Self::NonFiniteDType { .. } => ErrorKind::DType,
+            Self::Tier(error) => error.kind(),
             Self::Tensor(error) => error.kind(),
             Self::Interrupted(_) => ErrorKind::Interrupted,
             Self::ParentLength { .. }
@@ -308,6 +333,7 @@ impl KvCacheError {
             | Self::HashCount { .. }
             | Self::LayerCount { .. }
             | Self::PageShape { .. }
+            | Self::NonFiniteBytes { .. }
             | Self::PackedPages { .. } => ErrorKind::Shape,
             Self::OutOfBlocks { .. } => ErrorKind::OutOfBlocks,
             Self::StaleBlock { .. } => ErrorKind::StaleBlock,
@@ -351,6 +377,8 @@ impl KvCacheError {
             Self::HashCount { .. } => "shape.hash_count",
             Self::LayerCount { .. } => "shape.layers",
             Self::PageAxis { .. } => "argument.axis",
+            Self::NonFiniteDType { .. } => "dtype.nonfinite",
+            Self::NonFiniteBytes { .. } => "shape.nonfinite",
             Self::PageDType { .. } => "dtype.pages",
             Self::PageShape { .. } => "shape.pages",
             Self::PackedPages { .. } => "shape.packed_pages",
@@ -358,6 +386,7 @@ impl KvCacheError {
             Self::RepeatedTarget { .. } => "id.repeated_target",
             Self::SourceIsTarget { .. } => "overlap.source_is_target",
             Self::PageOverlap { .. } => "overlap.pages",
+            Self::Tier(error) => error.code(),
             Self::Tensor(error) => error.code(),
             Self::Interrupted(_) => "interrupted",
         }

@@ -3,7 +3,9 @@
 A *block* holds the keys and values of `block_size` consecutive tokens; a *page* is a block's memory in one
 tensor. :func:`hash_blocks` names a full block by its whole prefix, byte for byte as vLLM does.
 :class:`BlockPool` lends blocks to requests, counts references and finds cached prefixes. :func:`page_copy`
-moves pages between tensors of any layout.
+moves pages between tensors of any layout. :class:`DiskTier` keeps pages on disk, checked;
+:class:`PageLayout` says what they hold. :class:`HostPool` is memory for pages, :func:`scan_nonfinite` finds those
+that would poison others.
 
 The functions take numpy arrays and CPU tensors of torch (bfloat16 and float8 included) without a copy. Small
 integer tables (ids, handles, mappings, hashes) are copied privately before they are checked.
@@ -12,20 +14,38 @@ integer tables (ids, handles, mappings, hashes) are copied privately before they
 from __future__ import annotations
 
 from infer_accel.kvcache._copy import page_copy, page_gather, page_scatter
+<<<<<<< HEAD
 from infer_accel.kvcache._hash import Algorithm, ExtraKey, PromptBlocks, hash_blocks, hash_prompt, none_hash
+=======
+from infer_accel.kvcache._hash import Algorithm, ExtraKey, hash_blocks, none_hash
+from infer_accel.kvcache._host import FloatFormat, HostPool, scan_nonfinite, scrub
+from infer_accel.kvcache._layout import PageLayout
+>>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
 from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool, PoolStats
+from infer_accel.kvcache._tier import Checksum, DiskTier, TierStats
 
 __all__ = [
     "NULL_BLOCK",
     "Algorithm",
     "BlockPool",
+    "Checksum",
+    "DiskTier",
     "ExtraKey",
+    "FloatFormat",
+    "HostPool",
+    "PageLayout",
     "PoolStats",
+<<<<<<< HEAD
     "PromptBlocks",
+=======
+    "TierStats",
+>>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
     "hash_blocks",
     "hash_prompt",
     "none_hash",
     "page_copy",
     "page_gather",
     "page_scatter",
+    "scan_nonfinite",
+    "scrub",
 ]

@@ -95,11 +95,11 @@ fn copy(
 }
 
 /// An axis counted from the front; one before the first stays out of range.
-fn from_front(axis: isize, ndim: usize) -> usize {
+pub(super) fn from_front(axis: isize, ndim: usize) -> usize {
     if axis < 0 { ndim.wrapping_add_signed(axis) } else { axis.unsigned_abs() }
 }
 
-fn flat(ids: &IntTable) -> Result<&[i64], NativeError> {
+pub(super) fn flat(ids: &IntTable) -> Result<&[i64], NativeError> {
     if ids.shape().len() == 1 {
         return Ok(ids.values());
     }

@@ -4,7 +4,10 @@ mod copy;
 mod count;
 mod extra_keys;
 mod hash;
+mod host;
+mod nonfinite;
 mod pool;
+mod tier;
 
 use infer_accel_kvcache::KvCacheError;
 
@@ -28,5 +31,11 @@ pub(crate) mod kvcache {
     #[pymodule_export]
     use super::hash::{hash_blocks, hash_prompt, none_hash, xxh3_128};
     #[pymodule_export]
+    use super::host::HostPool;
+    #[pymodule_export]
+    use super::nonfinite::{scan_nonfinite, scrub};
+    #[pymodule_export]
     use super::pool::BlockPool;
+    #[pymodule_export]
+    use super::tier::DiskTier;
 }

@@ -10,6 +10,7 @@ mod bytes;
 mod dlpack;
 mod exchange;
 mod ids;
+mod lend;
 mod numpy;
 mod tokens;
 
@@ -21,7 +22,11 @@ use pyo3::type_hint_identifier;
 
 pub(crate) use bytes::ByteTable;
 pub(crate) use ids::IntTable;
+<<<<<<< HEAD
 pub(crate) use tokens::{TokenIds, TokenView};
+=======
+pub(crate) use lend::lend;
+>>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
 
 use crate::errors::NativeError;
 

@@ -1,0 +1,155 @@
+//! A device that fails as it is told to.
+
+use super::{Device, SegmentFile, system};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::SystemTime;
+
+/// What goes wrong, changed while the device is used.
+#[derive(Debug)]
+pub(crate) struct Faults {
+    /// Bytes that can still be written.
+    pub(crate) room: AtomicI64,
+    /// Most bytes of one write.
+    pub(crate) longest_write: AtomicUsize,
+    pub(crate) fail_reads: AtomicBool,
+    pub(crate) fail_writes: AtomicBool,
+    pub(crate) fail_syncs: AtomicBool,
+    /// Nothing is found in memory.
+    pub(crate) cold: AtomicBool,
+    hanging: Mutex<bool>,
+    released: Condvar,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            room: AtomicI64::new(i64::MAX),
+            longest_write: AtomicUsize::new(usize::MAX),
+            fail_reads: AtomicBool::new(false),
+            fail_writes: AtomicBool::new(false),
+            fail_syncs: AtomicBool::new(false),
+            cold: AtomicBool::new(false),
+            hanging: Mutex::new(false),
+            released: Condvar::new(),
+        }
+    }
+}
+
+impl Faults {
+    /// Reads wait until the device answers again.
+    pub(crate) fn hang(&self, hanging: bool) {
+        *self.hanging.lock().unwrap() = hanging;
+        self.released.notify_all();
+    }
+}
+
+/// The system's device, with faults.
+#[derive(Debug)]
+pub(crate) struct FaultyDevice {
+    pub(crate) faults: Arc<Faults>,
+    inner: Arc<dyn Device>,
+}
+
+impl FaultyDevice {
+    pub(crate) fn make() -> (Arc<dyn Device>, Arc<Faults>) {
+        let faults = Arc::new(Faults::default());
+        (Arc::new(Self { faults: Arc::clone(&faults), inner: system() }), faults)
+    }
+
+    fn wrap(&self, file: Arc<dyn SegmentFile>) -> Arc<dyn SegmentFile> {
+        Arc::new(FaultyFile { faults: Arc::clone(&self.faults), inner: file })
+    }
+}
+
+impl Device for FaultyDevice {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn SegmentFile>> {
+        self.inner.create(path).map(|file| self.wrap(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn SegmentFile>> {
+        self.inner.open(path).map(|file| self.wrap(file))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove(path)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        self.inner.list(directory)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.inner.sync_directory(directory)
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    faults: Arc<Faults>,
+    inner: Arc<dyn SegmentFile>,
+}
+
+fn broken() -> io::Error {
+    io::Error::from_raw_os_error(libc::EIO)
+}
+
+impl SegmentFile for FaultyFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut hanging = self.faults.hanging.lock().unwrap();
+        while *hanging {
+            hanging = self.faults.released.wait(hanging).unwrap();
+        }
+        drop(hanging);
+        if self.faults.fail_reads.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
+        self.inner.read_at(buffer, offset)
+    }
+
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.faults.cold.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.faults.fail_reads.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
+        self.inner.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        if self.faults.fail_writes.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
+        let room = self.faults.room.load(Ordering::Relaxed);
+        if room <= 0 {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let longest = self.faults.longest_write.load(Ordering::Relaxed).min(room as usize);
+        let count = self.inner.write_at(&bytes[..bytes.len().min(longest)], offset)?;
+        self.faults.room.fetch_sub(count as i64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.faults.fail_syncs.load(Ordering::Relaxed) { Err(broken()) } else { self.inner.sync() }
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.inner.truncate(length)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.inner.length()
+    }
+
+    fn used(&self) -> io::Result<SystemTime> {
+        self.inner.used()
+    }
+
+    fn touch(&self) -> io::Result<()> {
+        self.inner.touch()
+    }
+}

@@ -1,0 +1,219 @@
+"""The disk tier by one file a page: slow, and plain enough to be read at one glance."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from infer_accel._reference.kvcache.arguments import array_of
+from infer_accel.errors import ArgumentError, DTypeError, IntegrityError, ShapeError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from infer_accel._typing import Tensor
+
+_MAX_PAGE_BYTES = 1 << 30
+_MAX_KEY_BYTES = 64
+_CHECK_BYTES = 32
+#: As in the native tier, where a record's header has this length.
+_HEADER_BYTES = 192
+
+
+class DiskTier:
+    """Pages on disk: one file each, the check of its bytes in front."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        capacity_bytes: int,
+        page_bytes: int,
+        fingerprint: bytes,
+        segment_bytes: int | None = None,
+        writer: int | None = None,
+        checksum: str = "xxh3",
+        compression: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        if not 1 <= page_bytes <= _MAX_PAGE_BYTES:
+            code = "argument.count" if page_bytes < 0 else "argument.page_bytes"
+            raise ArgumentError(f"page_bytes={page_bytes} came", code=code)
+        if checksum not in {"xxh3", "blake3"}:
+            raise ArgumentError(f"checksum={checksum!r} came", code="argument.checksum")
+        if compression not in {None, "zstd"}:
+            raise ArgumentError(f"compression={compression!r} came", code="argument.compression")
+        if deadline is not None and not deadline > 0:
+            raise ArgumentError(f"deadline={deadline} came", code="argument.deadline")
+        needed = 2 * (_HEADER_BYTES + page_bytes)
+        if capacity_bytes < needed:
+            code = "argument.count" if capacity_bytes < 0 else "argument.capacity_bytes"
+            raise ArgumentError(f"capacity_bytes={capacity_bytes} came; {needed} are needed", code=code)
+        if segment_bytes is not None and segment_bytes < _HEADER_BYTES + page_bytes:
+            raise ArgumentError(f"segment_bytes={segment_bytes} came", code="argument.segment_bytes")
+        self._folder = Path(path)
+        self._capacity_bytes, self._page_bytes = capacity_bytes, page_bytes
+        self._writer = 0 if writer is None else writer
+        self._process = os.getpid()
+        self._closed = False
+        self._counts = dict.fromkeys(_COUNTERS, 0)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kind = f"{page_bytes} {checksum} {fingerprint.hex()}"
+        manifest = self._folder / "reference"
+        if not manifest.exists():
+            manifest.write_text(kind)
+        if manifest.read_text() != kind:
+            raise IntegrityError(f"{path} holds pages of another kind", code="integrity.tier_layout")
+
+    def store(self, keys: Tensor | Sequence[bytes], pages: Tensor) -> int:
+        """Store the pages whose keys are new; return how many those were."""
+        names = self._names(keys)
+        rows = self._rows(pages, len(names))
+        stored = 0
+        for name, row in zip(names, rows, strict=True):
+            if name.exists():
+                self._counts["known_pages"] += 1
+                continue
+            self._make_room()
+            page = row.tobytes()
+            name.write_bytes(hashlib.blake2b(page, digest_size=_CHECK_BYTES).digest() + page)
+            stored += 1
+        self._counts["stored_pages"] += stored
+        self._counts["written_bytes"] += stored * (self._page_bytes + _HEADER_BYTES)
+        return stored
+
+    def load(
+        self,
+        keys: Tensor | Sequence[bytes],
+        out: Tensor,
+        *,
+        num_threads: int | None = None,  # noqa: ARG002 - one thread is enough for a specification
+    ) -> npt.NDArray[np.bool_]:
+        """Load the pages that are there to the rows of `out`; return which those are."""
+        names = self._names(keys)
+        rows = self._rows(out, len(names), writable=True)
+        found = np.zeros(len(names), np.bool_)
+        for number, name in enumerate(names):
+            if not name.exists():
+                continue
+            record = name.read_bytes()
+            check, page = record[:_CHECK_BYTES], record[_CHECK_BYTES:]
+            if hashlib.blake2b(page, digest_size=_CHECK_BYTES).digest() != check:
+                self._counts["corrupt_pages"] += 1
+                name.unlink()
+                continue
+            rows[number, :] = np.frombuffer(page, np.uint8)
+            os.utime(name)
+            found[number] = True
+        self._counts["hits"] += int(found.sum())
+        self._counts["misses"] += int((~found).sum())
+        return found
+
+    def contains(self, keys: Tensor | Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        """Return which of the pages are there."""
+        return np.array([name.exists() for name in self._names(keys)], np.bool_)
+
+    def flush(self) -> None:
+        """Make all that was stored durable."""
+        self._refuse_if_closed()
+        self._counts["syncs"] += 1
+        for name in self._pages():
+            with name.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def refresh(self) -> None:
+        """Do nothing: every call looks at the directory."""
+        self._refuse_if_closed()
+
+    def stats(self) -> list[tuple[str, int]]:
+        """Return what the tier holds and has done, figure by figure."""
+        self._refuse_if_closed()
+        pages = len(self._pages())
+        held = pages * (self._page_bytes + _HEADER_BYTES)
+        counts = {"pages": pages, "segments": pages, "bytes": held, "capacity_bytes": self._capacity_bytes}
+        return [*counts.items(), *self._counts.items()]
+
+    def writer(self) -> int:
+        """Return which writer of the directory this is."""
+        self._refuse_if_closed()
+        return self._writer
+
+    def close(self) -> None:
+        """End the use of the directory."""
+        if os.getpid() != self._process:
+            self._refuse_if_closed()
+        self._closed = True
+
+    def _make_room(self) -> None:
+        pages = self._pages()
+        while (len(pages) + 1) * (self._page_bytes + _HEADER_BYTES) > self._capacity_bytes:
+            oldest = min(pages, key=lambda name: name.stat().st_mtime_ns)
+            oldest.unlink()
+            pages.remove(oldest)
+            self._counts["evicted_segments"] += 1
+            self._counts["evicted_pages"] += 1
+
+    def _pages(self) -> list[Path]:
+        return list(self._folder.glob("*.page"))
+
+    def _names(self, keys: Tensor | Sequence[bytes]) -> list[Path]:
+        self._refuse_if_closed()
+        rows: list[bytes]
+        if isinstance(keys, list | tuple):
+            if not all(isinstance(row, bytes) for row in keys) or len({len(row) for row in keys}) > 1:
+                raise DTypeError("something else than keys of one length came", code="dtype.bytes")
+            rows = list(keys)
+        else:
+            table = np.asarray(keys)
+            if table.dtype != np.uint8:
+                raise DTypeError(f"{table.dtype} came where bytes are expected", code="dtype.bytes")
+            if table.ndim != 2 and table.shape != (0,):
+                raise ShapeError(f"keys of shape {table.shape} came", code="shape.keys")
+            rows = [row.tobytes() for row in table]
+        if rows and not 1 <= len(rows[0]) <= _MAX_KEY_BYTES:
+            raise ShapeError(f"keys of {len(rows[0])} bytes came", code="shape.keys")
+        return [self._folder / f"{row.hex()}.page" for row in rows]
+
+    def _rows(self, pages: Tensor, count: int, *, writable: bool = False) -> npt.NDArray[np.uint8]:
+        array = array_of(pages, writable=writable)
+        if array.ndim == 0:
+            raise ShapeError("one value came where pages are expected", code="shape.stored_pages")
+        if len(array) != count:
+            raise ShapeError(f"{len(array)} pages came for {count} keys", code="shape.page_count")
+        if count == 0:
+            return np.empty((0, self._page_bytes), np.uint8)
+        inner = array[0]
+        if inner.nbytes != self._page_bytes or not inner.flags.c_contiguous:
+            raise ShapeError(f"pages of shape {array.shape} came", code="shape.stored_pages")
+        return array.reshape(count, -1).view(np.uint8)
+
+    def _refuse_if_closed(self) -> None:
+        if os.getpid() != self._process:
+            raise StorageError("this tier was opened before a fork", code="storage.forked")
+        if self._closed:
+            raise StorageError("this tier is closed", code="storage.closed")
+
+
+_COUNTERS = (
+    "stored_pages",
+    "known_pages",
+    "written_bytes",
+    "hits",
+    "misses",
+    "corrupt_pages",
+    "vanished_pages",
+    "failed_reads",
+    "late_pages",
+    "evicted_segments",
+    "evicted_pages",
+    "refused_segments",
+    "torn_segments",
+    "syncs",
+    "unsynced_pages",
+)

@@ -1,0 +1,254 @@
+"""The disk tier against plain dictionaries, and hostile calls."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.kvcache_pages import OPTIONS, PAGE, found_in, key, open_tier, pages
+from tests.soak import repeats
+
+from infer_accel import errors, reference
+from infer_accel._backend import native
+
+IMPLEMENTATIONS = [native().kvcache, reference.kvcache]
+
+
+class TierMachine(RuleBasedStateMachine):
+    """The native tier and the specification, with room for everything, do what a dictionary does."""
+
+    numbers = st.lists(st.integers(0, 40), max_size=8)
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.paths = [Path(self.folder.name) / name for name in ("native", "reference")]
+        self.stored: set[int] = set()
+        self.reopen()
+
+    def reopen(self) -> None:
+        pairs = zip(IMPLEMENTATIONS, self.paths, strict=True)
+        self.tiers = [implementation.DiskTier(path, **OPTIONS) for implementation, path in pairs]
+
+    @rule(numbers=numbers)
+    def store(self, numbers: list[int]) -> None:
+        new = set(numbers) - self.stored
+        for tier in self.tiers:
+            assert tier.store([key(number) for number in numbers], pages(numbers)) == len(new)
+        self.stored |= new
+
+    @rule(numbers=numbers)
+    def load(self, numbers: list[int]) -> None:
+        for tier in self.tiers:
+            assert found_in(tier, numbers) == [number in self.stored for number in numbers]
+            assert tier.contains([key(n) for n in numbers]).tolist() == [n in self.stored for n in numbers]
+
+    @rule()
+    def flush(self) -> None:
+        for tier in self.tiers:
+            tier.flush()
+
+    @rule()
+    def restart(self) -> None:
+        for tier in self.tiers:
+            tier.close()
+        self.reopen()
+
+    @invariant()
+    def counts_agree(self) -> None:
+        for tier in getattr(self, "tiers", []):
+            stats = dict(tier.stats())
+            assert stats["pages"] == len(self.stored)
+            assert stats["corrupt_pages"] == 0
+
+    def teardown(self) -> None:
+        for tier in getattr(self, "tiers", []):
+            tier.close()
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+
+TestTierMachine = TierMachine.TestCase
+TestTierMachine.settings = settings(
+    max_examples=repeats(15, 400), stateful_step_count=repeats(20, 60), deadline=None
+)
+
+
+def test_stats_have_the_names_of_the_specification(tmp_path: Path) -> None:
+    names = [
+        [name for name, _ in implementation.DiskTier(tmp_path / str(number), **OPTIONS).stats()]
+        for number, implementation in enumerate(IMPLEMENTATIONS)
+    ]
+    assert names[0] == names[1]
+    with open_tier(tmp_path / "face") as tier:
+        assert tier.stats().capacity_bytes == 1 << 20
+
+
+def test_capacity_holds(tmp_path: Path) -> None:
+    for number, implementation in enumerate(IMPLEMENTATIONS):
+        folder = tmp_path / str(number)
+        options = OPTIONS | {"capacity_bytes": 64 << 10, "segment_bytes": 16 << 10}
+        tier = implementation.DiskTier(folder, **options)
+        for first in range(0, 600, 10):
+            numbers = list(range(first, first + 10))
+            tier.store([key(n) for n in numbers], pages(numbers))
+            held = sum(file.stat().st_size for file in folder.rglob("*") if file.suffix)
+            assert held <= 64 << 10
+            assert found_in(tier, numbers) == [True] * 10
+        stats = dict(tier.stats())
+        assert sum(found_in(tier, list(range(600)))) == stats["pages"]
+        assert stats["evicted_pages"] == 600 - stats["pages"]
+
+
+def test_tensors_of_every_kind(tmp_path: Path) -> None:
+    shape = (3, 2, 4, 8)
+    source = torch.randn(shape).to(torch.bfloat16)
+    with open_tier(tmp_path, page_bytes=2 * 4 * 8 * 2) as tier:
+        keys = torch.arange(3 * 16, dtype=torch.uint8).reshape(3, 16)
+        assert tier.store(keys, source) == 3
+        out = torch.zeros(shape, dtype=torch.bfloat16)
+        assert tier.load(keys, out, num_threads=1).all()
+        assert torch.equal(out, source)
+        spread = np.zeros((6, 64), np.float16)
+        assert tier.load(keys.numpy(), spread[::2]).all()
+        assert (spread[::2].view(np.uint8) == source.view(torch.uint8).numpy().reshape(3, -1)).all()
+        assert not spread[1::2].any()
+        reverse = np.zeros((3, 128), np.uint8)
+        assert tier.load(keys, reverse[::-1]).all()
+        assert (reverse[::-1] == spread[::2].view(np.uint8)).all()
+
+
+def read_only() -> np.ndarray:
+    array = np.zeros((1, PAGE), np.uint8)
+    array.flags.writeable = False
+    return array
+
+
+BAD_CALLS: list[tuple[Any, type[errors.InferAccelError], str]] = [
+    (lambda tier: tier.store([b"a", b"b"], pages([1])), errors.ShapeError, "shape.page_count"),
+    (lambda tier: tier.store([b"a"], pages([1])[:, 1:]), errors.ShapeError, "shape.stored_pages"),
+    (lambda tier: tier.store([b"a"], np.zeros(1)), errors.ShapeError, "shape.stored_pages"),
+    (lambda tier: tier.store([b"a"], np.zeros((1, 2 * PAGE), np.uint8)[:, ::2]), errors.ShapeError, ""),
+    (lambda tier: tier.store([b""], pages([1])), errors.ShapeError, "shape.keys"),
+    (lambda tier: tier.store([b"a" * 65], pages([1])), errors.ShapeError, "shape.keys"),
+    (lambda tier: tier.store([b"a", b"bc"], pages([1, 2])), errors.DTypeError, "dtype.bytes"),
+    (lambda tier: tier.store(np.zeros((1, 4), np.int64), pages([1])), errors.DTypeError, "dtype.bytes"),
+    (lambda tier: tier.store(np.zeros(4, np.uint8), pages([1])), errors.ShapeError, "shape.keys"),
+    (lambda tier: tier.load([b"a"], read_only()), errors.ReadOnlyError, "read_only"),
+    (lambda tier: tier.load([b"a"], np.zeros((2, PAGE), np.uint8)), errors.ShapeError, "shape.page_count"),
+    (lambda tier: (tier.close(), tier.flush()), errors.StorageError, "storage.closed"),
+    (lambda tier: (tier.close(), tier.store([], pages([]))), errors.StorageError, "storage.closed"),
+    (lambda tier: (tier.close(), tier.close(), tier.stats()), errors.StorageError, "storage.closed"),
+]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
+@pytest.mark.parametrize(("call", "error", "code"), BAD_CALLS)
+def test_bad_calls(
+    tmp_path: Path, implementation: Any, call: Any, error: type[errors.InferAccelError], code: str
+) -> None:
+    tier = implementation.DiskTier(tmp_path, **OPTIONS)
+    with pytest.raises(error) as caught:
+        call(tier)
+    assert caught.value.code == code or not code
+
+
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"page_bytes": 0}, "argument.page_bytes"),
+    ({"page_bytes": -1}, "argument.count"),
+    ({"page_bytes": 1 << 31}, "argument.page_bytes"),
+    ({"capacity_bytes": 600}, "argument.capacity_bytes"),
+    ({"capacity_bytes": -5}, "argument.count"),
+    ({"segment_bytes": 100}, "argument.segment_bytes"),
+    ({"checksum": "crc"}, "argument.checksum"),
+    ({"compression": "gzip"}, "argument.compression"),
+    ({"deadline": 0.0}, "argument.deadline"),
+    ({"deadline": -1.0}, "argument.deadline"),
+    ({"deadline": float("nan")}, "argument.deadline"),
+]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
+@pytest.mark.parametrize(("change", "code"), BAD_OPTIONS)
+def test_bad_options(tmp_path: Path, implementation: Any, change: dict[str, Any], code: str) -> None:
+    with pytest.raises(errors.ArgumentError) as caught:
+        implementation.DiskTier(tmp_path, **(OPTIONS | change))
+    assert caught.value.code == code
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
+@pytest.mark.parametrize("change", [{"fingerprint": b"another"}, {"page_bytes": 256}, {"checksum": "blake3"}])
+def test_another_layout_is_refused(tmp_path: Path, implementation: Any, change: dict[str, Any]) -> None:
+    implementation.DiskTier(tmp_path, **OPTIONS).close()
+    with pytest.raises(errors.IntegrityError) as caught:
+        implementation.DiskTier(tmp_path, **(OPTIONS | change))
+    assert caught.value.code == "integrity.tier_layout"
+
+
+def test_a_path_that_is_no_directory(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(errors.StorageError) as caught:
+        open_tier(file)
+    assert caught.value.code == "storage.io"
+    with pytest.raises(OSError, match="file"):
+        open_tier(file / "below")
+
+
+def test_sixteen_threads(tmp_path: Path) -> None:
+    tier = open_tier(tmp_path, capacity_bytes=128 << 10, segment_bytes=16 << 10)
+    wrong: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        chance = np.random.default_rng(seed)
+        try:
+            for _ in range(30):
+                numbers = chance.integers(0, 300, 6).tolist()
+                if chance.random() < 0.5:
+                    tier.store([key(n) for n in numbers], pages(numbers))
+                else:
+                    found_in(tier, numbers)
+                if chance.random() < 0.1:
+                    tier.flush()
+        except BaseException as error:  # noqa: BLE001 - reported by the test
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert tier.stats().corrupt_pages == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_inherited_tier_refuses(tmp_path: Path) -> None:
+    tier = open_tier(tmp_path)
+    tier.store([key(1)], pages([1]))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            tier.load([key(1)], np.zeros((1, PAGE), np.uint8))
+        except errors.StorageError as error:
+            with open_tier(tmp_path) as own:  # another writer, the same pages
+                code = 0 if error.code == "storage.forked" and found_in(own, [1]) == [True] else 2
+            del tier
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert found_in(tier, [1]) == [True]
+    tier.store([key(2)], pages([2]))
+    tier.close()
