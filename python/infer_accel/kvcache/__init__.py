@@ -14,13 +14,9 @@ integer tables (ids, handles, mappings, hashes) are copied privately before they
 from __future__ import annotations
 
 from infer_accel.kvcache._copy import page_copy, page_gather, page_scatter
-<<<<<<< HEAD
 from infer_accel.kvcache._hash import Algorithm, ExtraKey, PromptBlocks, hash_blocks, hash_prompt, none_hash
-=======
-from infer_accel.kvcache._hash import Algorithm, ExtraKey, hash_blocks, none_hash
 from infer_accel.kvcache._host import FloatFormat, HostPool, scan_nonfinite, scrub
 from infer_accel.kvcache._layout import PageLayout
->>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
 from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool, PoolStats
 from infer_accel.kvcache._tier import Checksum, DiskTier, TierStats
 
@@ -35,11 +31,8 @@ __all__ = [
     "HostPool",
     "PageLayout",
     "PoolStats",
-<<<<<<< HEAD
     "PromptBlocks",
-=======
     "TierStats",
->>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
     "hash_blocks",
     "hash_prompt",
     "none_hash",

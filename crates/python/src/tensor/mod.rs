@@ -22,11 +22,8 @@ use pyo3::type_hint_identifier;
 
 pub(crate) use bytes::ByteTable;
 pub(crate) use ids::IntTable;
-<<<<<<< HEAD
-pub(crate) use tokens::{TokenIds, TokenView};
-=======
 pub(crate) use lend::lend;
->>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
+pub(crate) use tokens::{TokenIds, TokenView};
 
 use crate::errors::NativeError;
 

@@ -5,19 +5,12 @@ It has the names and signatures of the native module, so that either can serve t
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from infer_accel._reference.kvcache.hashing import hash_blocks, none_hash, xxh3_128
-=======
-from infer_accel._reference.kvcache.hashing import hash_blocks, none_hash
 from infer_accel._reference.kvcache.nonfinite import HostPool, scan_nonfinite, scrub
->>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
 from infer_accel._reference.kvcache.pages import page_copy, page_gather, page_scatter
 from infer_accel._reference.kvcache.pool import BlockPool
 from infer_accel._reference.kvcache.tier import DiskTier
 
-<<<<<<< HEAD
-__all__ = ["BlockPool", "hash_blocks", "none_hash", "page_copy", "page_gather", "page_scatter", "xxh3_128"]
-=======
 __all__ = [
     "BlockPool",
     "DiskTier",
@@ -29,5 +22,5 @@ __all__ = [
     "page_scatter",
     "scan_nonfinite",
     "scrub",
+    "xxh3_128",
 ]
->>>>>>> 3e20684 (kvcache: keep pages on disk, bounded, checked, and shared by processes)
