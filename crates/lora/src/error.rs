@@ -65,6 +65,21 @@ pub enum Error {
         /// The argument that is read.
         name: &'static str,
     },
+    /// Settings that adapters cannot be combined with.
+    #[error("adapters cannot be combined: {}", problems.join("; "))]
+    CombineArgument {
+        /// Everything that is wrong.
+        problems: Vec<String>,
+    },
+    /// Adapters that do not go together.
+    #[error("adapters cannot be combined: {}", crate::problem::summary(problems))]
+    Combine {
+        /// Everything that is wrong.
+        problems: Vec<crate::problem::Problem>,
+    },
+    /// A long call was asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] infer_accel_tensor::threads::Interrupted),
     /// A scaling that no result could come from.
     #[error("scaling={scaling} came; it must be a finite number that float32 can hold")]
     Scaling {
@@ -205,7 +220,9 @@ impl Error {
             Self::NotMatrix { .. } | Self::Shape { .. } | Self::ResidueShape { .. } => ErrorKind::Shape,
             Self::DType { .. } | Self::DTypeMismatch { .. } | Self::ResidueDType { .. } => ErrorKind::DType,
             Self::Overlap { .. } => ErrorKind::Overlap,
-            Self::Scaling { .. }
+            Self::Interrupted(_) => ErrorKind::Interrupted,
+            Self::CombineArgument { .. }
+            | Self::Scaling { .. }
             | Self::Rounding { .. }
             | Self::Seed { .. }
             | Self::ResidueSlab { .. }
@@ -215,7 +232,7 @@ impl Error {
             | Self::ResidueRevision { .. }
             | Self::ResidueAdapter { .. }
             | Self::ResidueWeight { .. } => ErrorKind::Integrity,
-            Self::Adapter { .. } => ErrorKind::Adapter,
+            Self::Adapter { .. } | Self::Combine { .. } => ErrorKind::Adapter,
             Self::Tensor(error) => error.kind(),
         }
     }
@@ -228,6 +245,9 @@ impl Error {
             Self::DType { .. } => "dtype.unsupported",
             Self::DTypeMismatch { .. } => "dtype.mismatch",
             Self::Overlap { .. } => "overlap.adapter",
+            Self::CombineArgument { .. } => "argument.combine",
+            Self::Combine { .. } => "adapter.combine",
+            Self::Interrupted(_) => "interrupted",
             Self::Scaling { .. } => "argument.scaling",
             Self::Rounding { .. } => "argument.rounding",
             Self::Seed { .. } => "argument.seed",

@@ -5,6 +5,7 @@
 //! * [`merge_slab`]: the same for several adapters, for slabs of rows of weights that do not fit in memory, into another
 //!   format, with stochastic rounding, `DoRA` magnitudes, statistics and a residue.
 //! * [`unmerge_weights`] and [`Residue`]: the bits before a merge.
+//! * [`combine()`]: several adapters made into one.
 //! * [`apply_adapter`]: `out += scaling · (x · lora_aᵀ) · lora_bᵀ`, within a stated bound; a token's result does not
 //!   depend on its neighbours.
 //!
@@ -14,6 +15,7 @@
 pub mod adapter;
 mod apply;
 mod check;
+mod combine;
 mod error;
 mod kernels;
 mod merge;
@@ -26,6 +28,7 @@ mod unmerge;
 
 pub use apply::apply_adapter;
 pub use check::Options;
+pub use combine::{Method, MethodSettings, combine};
 pub use error::Error;
 pub use merge::{merge_weights, merge_weights_into};
 pub use residue::{AdapterDigest, KERNEL_REVISION, Residue, ResidueBuilder, SlabResidue, UndoCursor};

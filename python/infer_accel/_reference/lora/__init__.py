@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from infer_accel._reference.lora._apply import apply_adapter
+from infer_accel._reference.lora._combine import Term, combine_module, dare_mask
 from infer_accel._reference.lora._merge import merge_weights, unmerge_weights
 from infer_accel._reference.lora._residue import Residue
 
-__all__ = ["Residue", "apply_adapter", "merge_weights", "unmerge_weights"]
+__all__ = [
+    "Residue",
+    "Term",
+    "apply_adapter",
+    "combine_module",
+    "dare_mask",
+    "merge_weights",
+    "unmerge_weights",
+]
