@@ -124,7 +124,7 @@ def test_examples_run(page: Path, workplace: Path) -> None:
 # Error codes ------------------------------------------------------------------------------------------------
 
 _CODE = r"[a-z_]+(?:\.[a-z0-9_]+)*"
-_CODE_FUNCTION = re.compile(r"fn code\(&self\)[^{]*\{(?P<body>.*?)^    \}", re.MULTILINE | re.DOTALL)
+_CODE_FUNCTION = re.compile(r"fn code\(&?self\)[^{]*\{(?P<body>.*?)^    \}", re.MULTILINE | re.DOTALL)
 _NATIVE_ERROR = re.compile(rf'NativeError::new\(\s*[^,"]+,\s*"(?P<code>{_CODE})"')
 _ARM = re.compile(rf'=>\s*(?:\{{\s*)?"(?P<code>{_CODE})"')
 _ROW = re.compile(rf"^\| `(?P<code>{_CODE})` \|", re.MULTILINE)

@@ -128,6 +128,14 @@ impl BaseIndex {
     }
 }
 
+/// The safetensors files of a checkpoint: those of a directory, or the one file itself.
+pub fn checkpoint_files(path: &Path, follow_symlinks: bool) -> Result<Vec<PathBuf>, Error> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    shards(path, follow_symlinks).map_err(|problem| Error::file(path, problem))
+}
+
 /// The safetensors files of a directory: what its index names, or the one that stands alone.
 fn shards(directory: &Path, follow_symlinks: bool) -> Result<Vec<PathBuf>, Problem> {
     for stem in ["model", "diffusion_pytorch_model"] {

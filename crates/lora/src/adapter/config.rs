@@ -20,7 +20,8 @@ pub enum BiasMode {
 }
 
 impl BiasMode {
-    pub(super) const fn name(self) -> &'static str {
+    /// The name in the configuration.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::All => "all",

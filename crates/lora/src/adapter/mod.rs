@@ -28,7 +28,7 @@ use std::sync::{Arc, OnceLock};
 
 use infer_accel_tensor::threads;
 
-pub use base::{BaseIndex, BaseTensor, is_plain_name};
+pub use base::{BaseIndex, BaseTensor, checkpoint_files, is_plain_name};
 pub use config::{BiasMode, Config, MAX_RANK};
 pub use digest::Digest;
 pub use layer::{Layer, LayerKind, Replacement, Scope};

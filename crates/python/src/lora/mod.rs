@@ -1,5 +1,6 @@
 //! Low-rank adapters: see the typed module `infer_accel.lora`.
 
+mod adapter;
 mod apply;
 mod merge;
 mod residue;
@@ -23,6 +24,10 @@ fn multiplication_bytes(rows: &TensorRef<'_>, columns: usize) -> usize {
 /// Low-rank adapters.
 #[pyo3::pymodule]
 pub(crate) mod lora {
+    #[pymodule_export]
+    use super::adapter::{
+        Adapter, AdapterLayer, AdapterLedger, AdapterTensor, AdapterUpdate, examine_adapter, read_headers,
+    };
     #[pymodule_export]
     use super::apply::apply_adapter;
     #[pymodule_export]
