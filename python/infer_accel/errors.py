@@ -7,6 +7,11 @@ documentation explains every code.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from infer_accel.lora import Problem
+
 __all__ = [
     "AdapterError",
     "ArgumentError",
@@ -138,9 +143,19 @@ class StaleBlockError(InferAccelError, ValueError):
 
 
 class AdapterError(InferAccelError, ValueError):
-    """An adapter must not be used as it is."""
+    """An adapter must not be used as it is.
+
+    Attributes
+    ----------
+    problems : tuple of infer_accel.lora.Problem
+        Everything that is wrong with it, where more than the text is known.
+    """
 
     code = "adapter"
+
+    def __init__(self, message: str, *, problems: tuple[Problem, ...] = (), code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.problems = problems
 
 
 class TokenizerError(InferAccelError, ValueError):

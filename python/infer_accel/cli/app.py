@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infer_accel import __version__
-from infer_accel.cli import bench, info
+from infer_accel.cli import bench, info, inspect
 
 __all__ = ["app"]
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command(name="bench")(bench.run)
 app.command(name="info")(info.run)
+app.command(name="inspect")(inspect.run)
 
 
 def _show_version(value: bool) -> None:

@@ -16,8 +16,19 @@ array([[0.5, 0.5, 0.5],
 
 from __future__ import annotations
 
+from infer_accel.lora._adapter import Adapter, AdapterLayer, AdapterLedger, AdapterUpdate, Problem
 from infer_accel.lora._apply import apply_adapter
 from infer_accel.lora._merge import merge_weights, unmerge_weights
 from infer_accel.lora._residue import Residue
 
-__all__ = ["Residue", "apply_adapter", "merge_weights", "unmerge_weights"]
+__all__ = [
+    "Adapter",
+    "AdapterLayer",
+    "AdapterLedger",
+    "AdapterUpdate",
+    "Problem",
+    "Residue",
+    "apply_adapter",
+    "merge_weights",
+    "unmerge_weights",
+]

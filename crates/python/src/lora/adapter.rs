@@ -5,15 +5,17 @@ use std::ffi::{CStr, c_int};
 use std::path::PathBuf;
 use std::ptr;
 
+use infer_accel_lora::Error;
 use infer_accel_lora::adapter::{
     self as core, BaseIndex, LayerKind, LoadOptions, Matrix, Place, checkpoint_files,
 };
 use infer_accel_lora::problem::Problem;
 use infer_accel_lora::safetensors::{File, Limits, OpenOptions};
-use infer_accel_lora::Error;
+use infer_accel_tensor::{DType, ErrorKind};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 
 use crate::errors::NativeError;
 use crate::run::run;
@@ -60,11 +62,7 @@ impl AdapterTensor {
         self.0.bytes().len()
     }
 
-    unsafe fn __getbuffer__(
-        slf: Bound<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: c_int,
-    ) -> PyResult<()> {
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         const FORMAT: &CStr = c"B";
         if view.is_null() {
             return Err(PyBufferError::new_err("no view to fill in"));
@@ -84,7 +82,8 @@ impl AdapterTensor {
             (*view).ndim = 1;
             let has_format = flags & ffi::PyBUF_FORMAT == ffi::PyBUF_FORMAT;
             (*view).format = if has_format { FORMAT.as_ptr().cast_mut() } else { ptr::null_mut() };
-            (*view).shape = if flags & ffi::PyBUF_ND == ffi::PyBUF_ND { &raw mut (*view).len } else { ptr::null_mut() };
+            (*view).shape =
+                if flags & ffi::PyBUF_ND == ffi::PyBUF_ND { &raw mut (*view).len } else { ptr::null_mut() };
             let has_strides = flags & ffi::PyBUF_STRIDES == ffi::PyBUF_STRIDES;
             (*view).strides = if has_strides { &raw mut (*view).itemsize } else { ptr::null_mut() };
             (*view).suboffsets = ptr::null_mut();
@@ -116,11 +115,9 @@ pub(crate) struct AdapterLayer {
     /// Whether the configuration says that the weight is stored transposed.
     fan_in_fan_out: bool,
     /// The first factor.
-    #[allow(non_snake_case)] // the field's name
-    lora_A: Py<AdapterTensor>,
+    lora_a: Py<AdapterTensor>,
     /// The second factor.
-    #[allow(non_snake_case)] // the field's name
-    lora_B: Py<AdapterTensor>,
+    lora_b: Py<AdapterTensor>,
     /// The lengths of rows of `DoRA`.
     magnitude: Option<Py<AdapterTensor>>,
     /// What is added to the module's bias.
@@ -165,8 +162,25 @@ pub(crate) struct AdapterLedger {
 #[pyclass(frozen, module = "infer_accel._native.lora")]
 pub(crate) struct Adapter(pub(crate) core::Adapter);
 
+/// Path, alpha, and the two factors, each by its format, shape and bytes.
+type LayerParts = (String, f64, FactorParts, FactorParts);
+type FactorParts = (String, Vec<usize>, PyBackedBytes);
+
 #[pymethods]
 impl Adapter {
+    /// An adapter of linear and convolutional layers.
+    #[staticmethod]
+    fn from_parts(py: Python<'_>, layers: Vec<LayerParts>, use_rslora: bool) -> PyResult<Self> {
+        let mut parts = Vec::with_capacity(layers.len());
+        let mut bytes = 0;
+        for (path, alpha, a, b) in layers {
+            bytes += a.2.len() + b.2.len();
+            parts.push(layer_from(path, alpha, &a, &b)?);
+        }
+        let config = core::Config { use_rslora, ..core::Config::default() };
+        Ok(Self(run(py, bytes, || core::Adapter::from_parts(config, &parts, &[]))?))
+    }
+
     /// The largest rank of a layer.
     #[getter]
     fn rank(&self) -> usize {
@@ -218,7 +232,8 @@ impl Adapter {
             let index = BaseIndex::open(&base, follow_symlinks)?;
             Ok::<_, Error>(self.0.resolve(&index))
         })?;
-        let updates = ledger.updates.iter().map(|update| update_of(py, update)).collect::<PyResult<Vec<_>>>()?;
+        let updates =
+            ledger.updates.iter().map(|update| update_of(py, update)).collect::<PyResult<Vec<_>>>()?;
         let exchanges = ledger
             .exchanges
             .iter()
@@ -243,8 +258,41 @@ impl Adapter {
     }
 }
 
+fn layer_from(
+    path: String,
+    alpha: f64,
+    a: &FactorParts,
+    b: &FactorParts,
+) -> Result<core::Layer, NativeError> {
+    let factor = |(dtype, shape, bytes): &FactorParts| {
+        let dtype = [DType::F32, DType::F16, DType::BF16].into_iter().find(|known| known.name() == dtype);
+        let Some(dtype) = dtype else {
+            let message = "weights of an adapter are float32, float16 or bfloat16: convert them first";
+            return Err(NativeError::new(ErrorKind::DType, "dtype.unsupported", message));
+        };
+        core::Tensor::from_bytes(bytes, dtype, shape).map_err(NativeError::from)
+    };
+    let (lora_a, lora_b) = (factor(a)?, factor(b)?);
+    let rank = lora_a.shape().first().copied().unwrap_or(0);
+    let kind = if lora_a.shape().len() > 2 { LayerKind::Convolution } else { LayerKind::Linear };
+    Ok(core::Layer {
+        path,
+        scope: core::Scope::default(),
+        kind,
+        lora_a,
+        lora_b,
+        rank,
+        alpha,
+        scaling: 0.0, // made from the alpha by `from_parts`
+        fan_in_fan_out: false,
+        magnitude: None,
+        bias_delta: None,
+    })
+}
+
 fn layer_of(py: Python<'_>, layer: &core::Layer) -> PyResult<AdapterLayer> {
-    let optional = |found: &Option<core::Tensor>| found.as_ref().map(|it| Py::new(py, tensor(it))).transpose();
+    let optional =
+        |found: &Option<core::Tensor>| found.as_ref().map(|it| Py::new(py, tensor(it))).transpose();
     Ok(AdapterLayer {
         path: layer.path.clone(),
         component: layer.scope.component.clone(),
@@ -256,8 +304,8 @@ fn layer_of(py: Python<'_>, layer: &core::Layer) -> PyResult<AdapterLayer> {
         alpha: layer.alpha,
         scaling: layer.scaling,
         fan_in_fan_out: layer.fan_in_fan_out,
-        lora_A: Py::new(py, tensor(&layer.lora_a))?,
-        lora_B: Py::new(py, tensor(&layer.lora_b))?,
+        lora_a: Py::new(py, tensor(&layer.lora_a))?,
+        lora_b: Py::new(py, tensor(&layer.lora_b))?,
         magnitude: optional(&layer.magnitude)?,
         bias: optional(&layer.bias_delta)?,
     })
