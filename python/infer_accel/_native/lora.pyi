@@ -2,11 +2,215 @@
 Low-rank adapters.
 """
 
-from _typeshed import Incomplete
+from _typeshed import Incomplete, SupportsGetItem
 from infer_accel._typing import Tensor
+from os import PathLike
 from typing import SupportsFloat, SupportsIndex, final
 
-__all__ = ["Residue", "apply_adapter", "merge_weights", "unmerge_weights"]
+__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "examine_adapter", "merge_weights", "read_headers", "unmerge_weights"]
+
+@final
+class Adapter:
+    """
+    An adapter.
+    """
+    def config(self, /) -> list[tuple[str, str]]:
+        """
+        Name and value of what the configuration says.
+        """
+    def digest(self, /) -> str:
+        """
+        What the adapter means, as 64 hexadecimal digits.
+        """
+    @staticmethod
+    def from_parts(layers: SupportsGetItem[int, tuple[str, SupportsFloat | SupportsIndex, tuple[str, SupportsGetItem[int, SupportsIndex], bytes | bytearray], tuple[str, SupportsGetItem[int, SupportsIndex], bytes | bytearray]]], use_rslora: bool) -> Adapter:
+        """
+        An adapter of linear and convolutional layers.
+        """
+    def layers(self, /) -> list[AdapterLayer]:
+        """
+        The low-rank updates.
+        """
+    @property
+    def nbytes(self, /) -> int:
+        """
+        Bytes of all tensors.
+        """
+    @property
+    def rank(self, /) -> int:
+        """
+        The largest rank of a layer.
+        """
+    def replacements(self, /) -> list[tuple[str, str, AdapterTensor]]:
+        """
+        Name, part of a pipeline, and tensor of what is replaced as a whole.
+        """
+    def resolve(self, /, base: str | PathLike[str], *, follow_symlinks: bool) -> AdapterLedger:
+        """
+        Finds the place of every delta in a base.
+        """
+    def save(self, /, path: str | PathLike[str]) -> None:
+        """
+        Writes a PEFT directory.
+        """
+    def validate(self, /, base: str | PathLike[str], *, follow_symlinks: bool) -> list[tuple[str, str, str]]:
+        """
+        Everything that is wrong between the adapter and a base.
+        """
+
+@final
+class AdapterLayer:
+    """
+    A low-rank update of one module.
+    """
+    @property
+    def alpha(self, /) -> float:
+        """
+        What the scaling is made from.
+        """
+    @property
+    def bias(self, /) -> AdapterTensor | None:
+        """
+        What is added to the module's bias.
+        """
+    @property
+    def component(self, /) -> str:
+        """
+        The part of a pipeline that the module belongs to, or nothing.
+        """
+    @property
+    def fan_in_fan_out(self, /) -> bool:
+        """
+        Whether the configuration says that the weight is stored transposed.
+        """
+    @property
+    def kind(self, /) -> str:
+        """
+        Linear, embedding, convolution or experts.
+        """
+    @property
+    def lora_a(self, /) -> AdapterTensor:
+        """
+        The first factor.
+        """
+    @property
+    def lora_b(self, /) -> AdapterTensor:
+        """
+        The second factor.
+        """
+    @property
+    def magnitude(self, /) -> AdapterTensor | None:
+        """
+        The lengths of rows of `DoRA`.
+        """
+    @property
+    def path(self, /) -> str:
+        """
+        The module in the base.
+        """
+    @property
+    def rank(self, /) -> int:
+        """
+        The rank.
+        """
+    @property
+    def scaling(self, /) -> float:
+        """
+        What the product is multiplied by.
+        """
+
+@final
+class AdapterLedger:
+    """
+    Where every delta of an adapter goes.
+    """
+    @property
+    def exchanges(self, /) -> list[tuple[str, AdapterTensor]]:
+        """
+        Replaced tensors.
+        """
+    @property
+    def problems(self, /) -> list[tuple[str, str, str]]:
+        """
+        What has no place in the base.
+        """
+    @property
+    def untied(self, /) -> tuple[str, str] | None:
+        """
+        Embedding and head that no longer share their weight.
+        """
+    @property
+    def updates(self, /) -> list[AdapterUpdate]:
+        """
+        Low-rank updates.
+        """
+
+@final
+class AdapterTensor:
+    """
+    The bytes of a tensor of an adapter, which they keep alive. Read-only.
+    """
+    @property
+    def dtype(self, /) -> str:
+        """
+        Name of the number format.
+        """
+    @property
+    def nbytes(self, /) -> int:
+        """
+        Bytes of all elements.
+        """
+    @property
+    def shape(self, /) -> list[int]:
+        """
+        Entries of each axis.
+        """
+
+@final
+class AdapterUpdate:
+    """
+    One low-rank update of one tensor of a base.
+    """
+    @property
+    def a(self, /) -> tuple[AdapterTensor, tuple[int, tuple[int, int], tuple[int, int]]]:
+        """
+        The first factor, and where in its tensor it lies.
+        """
+    @property
+    def b(self, /) -> tuple[AdapterTensor, tuple[int, tuple[int, int], tuple[int, int]]]:
+        """
+        The second factor, likewise.
+        """
+    @property
+    def layer(self, /) -> int:
+        """
+        The index of the layer.
+        """
+    @property
+    def magnitude(self, /) -> AdapterTensor | None:
+        """
+        The lengths of rows of `DoRA`.
+        """
+    @property
+    def place(self, /) -> tuple[int, tuple[int, int], tuple[int, int]]:
+        """
+        Where the matrix lies within the tensor.
+        """
+    @property
+    def scaling(self, /) -> float:
+        """
+        What the product is multiplied by.
+        """
+    @property
+    def source(self, /) -> str:
+        """
+        The tensor of the base that it starts from.
+        """
+    @property
+    def target(self, /) -> str:
+        """
+        The tensor that changes.
+        """
 
 @final
 class Residue:
@@ -72,9 +276,19 @@ def apply_adapter(x: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: Support
     Adds ``scaling · (x @ lora_A.T) @ lora_B.T`` to `out`.
     """
 
+def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_tensors: SupportsIndex | None = None, num_threads: SupportsIndex | None = None) -> tuple[Adapter | None, list[tuple[str, str, str]], str]:
+    """
+    Reads what lies at a path: the layers without a fault, every fault, and the text of the refusal.
+    """
+
 def merge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor | None = None, rounding: str = "nearest", seed: SupportsIndex | None = None, magnitude: Tensor | None = None, return_residue: bool = False, num_threads: SupportsIndex | None = None) -> Residue | None:
     """
     Adds ``scaling · lora_B @ lora_A`` to `weight`, in place or into `out`; gives back the residue if it is asked for.
+    """
+
+def read_headers(path: str | PathLike[str], *, follow_symlinks: bool) -> list[tuple[str, str, str, list[int], int]]:
+    """
+    The tensors of one safetensors file or of a checkpoint directory, by its headers.
     """
 
 def unmerge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, residue: Residue, out: Tensor | None = None, num_threads: SupportsIndex | None = None) -> None:
