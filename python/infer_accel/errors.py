@@ -16,6 +16,7 @@ __all__ = [
     "AdapterError",
     "ArgumentError",
     "BackendError",
+    "CheckpointError",
     "DTypeError",
     "DeviceError",
     "GradientError",
@@ -168,6 +169,12 @@ class IntegrityError(InferAccelError, ValueError):
     """Stored bytes are not the bytes that were stored."""
 
     code = "integrity"
+
+
+class CheckpointError(InferAccelError, ValueError):
+    """A directory is no checkpoint that can be served, or must not become one."""
+
+    code = "checkpoint"
 
 
 class StorageError(InferAccelError, OSError):

@@ -6,6 +6,7 @@ use infer_accel_tensor::{DType, ErrorKind, TensorError};
 use thiserror::Error;
 
 use crate::problem::{Problem, summary};
+use crate::safetensors::StoredType;
 
 /// Why a merge or an application was refused. Nothing has been written when one of these comes back.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -200,6 +201,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: Problem,
     },
+    /// A format in which weights are stored, but not merged.
+    #[error(
+        "it is stored as {dtype}; deltas can be added to F32, F16 and BF16: convert it first, or leave its module out"
+    )]
+    StoredDType {
+        /// The format.
+        dtype: StoredType,
+    },
     /// What is wrong with a view or a setting of any part.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -218,7 +227,10 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotMatrix { .. } | Self::Shape { .. } | Self::ResidueShape { .. } => ErrorKind::Shape,
-            Self::DType { .. } | Self::DTypeMismatch { .. } | Self::ResidueDType { .. } => ErrorKind::DType,
+            Self::DType { .. }
+            | Self::DTypeMismatch { .. }
+            | Self::ResidueDType { .. }
+            | Self::StoredDType { .. } => ErrorKind::DType,
             Self::Overlap { .. } => ErrorKind::Overlap,
             Self::Interrupted(_) => ErrorKind::Interrupted,
             Self::CombineArgument { .. }
@@ -263,6 +275,7 @@ impl Error {
                 problems.first().map_or("adapter", |problem| problem.code.code())
             }
             Self::File { problem, .. } => problem.code.code(),
+            Self::StoredDType { .. } => "dtype.stored",
             Self::Tensor(error) => error.code(),
         }
     }

@@ -15,6 +15,7 @@
 pub mod adapter;
 mod apply;
 mod check;
+pub mod checkpoint;
 mod combine;
 mod error;
 mod kernels;

@@ -51,6 +51,7 @@ impl NativeError {
             ErrorKind::Adapter => "AdapterError",
             ErrorKind::Tokenizer => "TokenizerError",
             ErrorKind::Integrity => "IntegrityError",
+            ErrorKind::Checkpoint => "CheckpointError",
             ErrorKind::Storage => "StorageError",
             _ => "InternalError",
         }

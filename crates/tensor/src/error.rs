@@ -36,6 +36,8 @@ pub enum ErrorKind {
     Tokenizer,
     /// Stored bytes that are not what was stored (`IntegrityError`).
     Integrity,
+    /// A directory that is no checkpoint, or must not become one (`CheckpointError`).
+    Checkpoint,
     /// A directory, file or device that cannot serve (`StorageError`).
     Storage,
     /// Ctrl-C was pressed (`KeyboardInterrupt`).

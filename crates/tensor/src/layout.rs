@@ -153,6 +153,22 @@ impl Layout {
         true
     }
 
+    /// This layout with `extent` entries of one axis.
+    pub(crate) fn with_extent(&self, axis: usize, extent: usize) -> Self {
+        let mut rest = *self;
+        rest.shape[axis] = extent;
+        rest
+    }
+
+    /// This layout with its axes in the opposite order.
+    pub(crate) fn reversed(&self) -> Self {
+        let mut reversed = *self;
+        let ndim = self.ndim();
+        reversed.shape[..ndim].reverse();
+        reversed.strides[..ndim].reverse();
+        reversed
+    }
+
     /// This layout without one axis.
     pub(crate) fn without_axis(&self, axis: usize) -> Self {
         let mut rest = *self;

@@ -192,6 +192,26 @@ impl<'a> TensorRef<'a> {
         Ok(Self { ptr, layout, ..*self })
     }
 
+    /// The view of some entries of an axis.
+    pub fn narrow(&self, axis: usize, entries: Range<usize>) -> Result<Self, TensorError> {
+        let Some(&len) = self.shape().get(axis) else {
+            return Err(TensorError::Axis { axis, ndim: self.ndim() });
+        };
+        if entries.start > entries.end || entries.end > len {
+            return Err(TensorError::Index { index: entries.end.max(entries.start), axis, len });
+        }
+        let layout = self.layout.with_extent(axis, entries.len());
+        // As in `step_into`: an empty view stays at the start.
+        let offset = if layout.is_empty() { 0 } else { self.strides()[axis] * entries.start as isize };
+        Ok(Self { ptr: self.ptr.wrapping_offset(offset * self.dtype.size() as isize), layout, ..*self })
+    }
+
+    /// The same view with its axes in the opposite order.
+    #[must_use]
+    pub fn transposed(&self) -> Self {
+        Self { layout: self.layout.reversed(), ..*self }
+    }
+
     /// The same view in ndarray's words. `None` when `T` is not this view's format, the memory is not aligned
     /// for it, or a stride is negative (which `ndarray` expresses by other means).
     pub fn raw_view<T: Element>(&self) -> Option<RawArrayView<T, IxDyn>> {
@@ -375,6 +395,22 @@ mod tests {
         assert!(TensorRef::from_bytes(&[], DType::U64, 9, &[0, 4], &[4, 1]).is_ok());
         let twice = TensorMut::from_bytes(&mut data, DType::U8, 0, &[2, 2], &[0, 1]);
         assert!(matches!(twice, Err(TensorError::SelfOverlap { .. })));
+    }
+
+    #[test]
+    fn views_are_narrowed_and_transposed() {
+        let data = [1_i32, 2, 3, 4, 5, 6];
+        let view = TensorRef::from_slice(&data, &[3, 2]).unwrap();
+        let turned = view.transposed();
+        assert_eq!((turned.shape(), turned.strides()), (&[2, 3][..], &[1, 2][..]));
+        let part = turned.narrow(1, 1..3).unwrap();
+        assert_eq!((part.shape(), part.as_ptr().addr()), (&[2, 2][..], data.as_ptr().addr() + 8));
+        assert_eq!(view.narrow(0, 3..3).unwrap().as_ptr(), view.as_ptr());
+        assert!(matches!(view.narrow(0, 2..4), Err(TensorError::Index { index: 4, axis: 0, len: 3 })));
+        assert!(matches!(view.narrow(2, 0..1), Err(TensorError::Axis { axis: 2, ndim: 2 })));
+        #[expect(clippy::reversed_empty_ranges, reason = "what a caller may pass by mistake")]
+        let backwards = view.narrow(0, 2..1);
+        assert!(matches!(backwards, Err(TensorError::Index { .. })));
     }
 
     #[test]

@@ -5,9 +5,9 @@ Low-rank adapters.
 from _typeshed import Incomplete, SupportsGetItem
 from infer_accel._typing import Tensor
 from os import PathLike
-from typing import SupportsFloat, SupportsIndex, final
+from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "examine_adapter", "merge_weights", "read_headers", "unmerge_weights"]
+__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "examine_adapter", "merge_checkpoint", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
 
 @final
 class Adapter:
@@ -281,6 +281,11 @@ def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_ten
     Reads what lies at a path: the layers without a fault, every fault, and the text of the refusal.
     """
 
+def merge_checkpoint(base_dir: str | PathLike[str], adapters: SupportsGetItem[int, str | PathLike[str]], out_dir: str | PathLike[str], *, weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], dtype: str | None = None, residue: bool = False, verify: bool = True, resume: bool = True, allow_unused: bool = False, dry_run: bool = False, num_threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
+    """
+    Adds adapters to a checkpoint; the report as JSON.
+    """
+
 def merge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor | None = None, rounding: str = "nearest", seed: SupportsIndex | None = None, magnitude: Tensor | None = None, return_residue: bool = False, num_threads: SupportsIndex | None = None) -> Residue | None:
     """
     Adds ``scaling · lora_B @ lora_A`` to `weight`, in place or into `out`; gives back the residue if it is asked for.
@@ -289,6 +294,11 @@ def merge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: Su
 def read_headers(path: str | PathLike[str], *, follow_symlinks: bool) -> list[tuple[str, str, str, list[int], int]]:
     """
     The tensors of one safetensors file or of a checkpoint directory, by its headers.
+    """
+
+def unmerge_checkpoint(merged_dir: str | PathLike[str], out_dir: str | PathLike[str], *, adapters: SupportsGetItem[int, str | PathLike[str]], residue_dir: str | PathLike[str] | None = None, resume: bool = True, num_threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
+    """
+    Gives the base of a merged checkpoint back; the report as JSON.
     """
 
 def unmerge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, residue: Residue, out: Tensor | None = None, num_threads: SupportsIndex | None = None) -> None:

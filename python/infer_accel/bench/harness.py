@@ -133,6 +133,8 @@ class Contender:
         Runs before every call, untimed: undoes the last call, poisons the output.
     work
         What this contender does in a call where that is less than the case's work.
+    meter
+        Reads, after a call, what is measured instead of seconds: bytes of memory, for instance.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Contender:
     check: Callable[[object], None] | None = None
     prepare: Callable[[], None] | None = None
     work: float | None = None
+    meter: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +318,7 @@ class _Pace:
         count = 1
         seconds = _sample(who, count)
         # A call that must be prepared, or meets fresh input, cannot be repeated inside a sample.
-        repeatable = who.prepare is None and fresh_calls is None
+        repeatable = who.prepare is None and fresh_calls is None and who.meter is None
         while repeatable and seconds * count < _SHORTEST_SAMPLE:
             count = max(2 * count, min(1 << 20, int(_SHORTEST_SAMPLE / max(seconds, 1e-9))))
             seconds = _sample(who, count)
@@ -334,6 +337,9 @@ def _sample(who: Contender, count: int) -> float:
     if who.prepare is not None:
         who.prepare()
     run = who.run
+    if who.meter is not None:
+        run()
+        return max(who.meter(), _CLOCK_STEP)
     clock = time.perf_counter
     if count == 1:
         start = clock()

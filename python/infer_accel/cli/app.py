@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infer_accel import __version__
-from infer_accel.cli import bench, info, inspect
+from infer_accel.cli import bench, info, inspect, merge, unmerge
 
 __all__ = ["app"]
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.command(name="bench")(bench.run)
 app.command(name="info")(info.run)
 app.command(name="inspect")(inspect.run)
+app.command(name="merge")(merge.run)
+app.command(name="unmerge")(unmerge.run)
 
 
 def _show_version(value: bool) -> None:

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["EXIT_FELL", "EXIT_WRONG", "errors", "progress", "refuse", "require_writable", "results"]
+__all__ = [
+    "EXIT_FELL",
+    "EXIT_WRONG",
+    "byte_progress",
+    "errors",
+    "guarded",
+    "progress",
+    "refuse",
+    "require_writable",
+    "results",
+]
 
 EXIT_FELL = 1
 EXIT_WRONG = 2
@@ -48,6 +58,38 @@ def progress() -> Iterator[Callable[[str], None]]:
             console.print(Text(subject))
 
     yield log
+
+
+@contextmanager
+def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows bytes done of bytes in all: a bar on a terminal, nothing in a log."""
+    console = errors()
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn an error of this package into its text and exit code 2."""
+    from infer_accel.errors import InferAccelError
+
+    try:
+        yield
+    except InferAccelError as error:
+        refuse(f"{error} [{error.code}]")
 
 
 def refuse(message: str) -> NoReturn:

@@ -18,7 +18,16 @@ from __future__ import annotations
 
 from infer_accel.lora._adapter import Adapter, AdapterLayer, AdapterLedger, AdapterUpdate, Problem
 from infer_accel.lora._apply import apply_adapter
+from infer_accel.lora._checkpoint import merge_checkpoint, unmerge_checkpoint
 from infer_accel.lora._merge import merge_weights, unmerge_weights
+from infer_accel.lora._report import (
+    MergedAdapter,
+    MergeReport,
+    OutputFile,
+    TensorChange,
+    UnmergeReport,
+    Verification,
+)
 from infer_accel.lora._residue import Residue
 
 __all__ = [
@@ -26,9 +35,17 @@ __all__ = [
     "AdapterLayer",
     "AdapterLedger",
     "AdapterUpdate",
+    "MergeReport",
+    "MergedAdapter",
+    "OutputFile",
     "Problem",
     "Residue",
+    "TensorChange",
+    "UnmergeReport",
+    "Verification",
     "apply_adapter",
+    "merge_checkpoint",
     "merge_weights",
+    "unmerge_checkpoint",
     "unmerge_weights",
 ]

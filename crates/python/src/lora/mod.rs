@@ -2,6 +2,7 @@
 
 mod adapter;
 mod apply;
+mod checkpoint;
 mod merge;
 mod residue;
 
@@ -30,6 +31,8 @@ pub(crate) mod lora {
     };
     #[pymodule_export]
     use super::apply::apply_adapter;
+    #[pymodule_export]
+    use super::checkpoint::{merge_checkpoint, unmerge_checkpoint};
     #[pymodule_export]
     use super::merge::{merge_weights, unmerge_weights};
     #[pymodule_export]

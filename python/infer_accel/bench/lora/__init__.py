@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infer_accel.bench.lora import _apply, _merge
+from infer_accel.bench.lora import _apply, _merge, _model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,3 +22,4 @@ def cases(bench: Bench) -> Iterator[Case]:
     """Yield the rows of this part."""
     yield from _merge.cases(bench)
     yield from _apply.cases(bench)
+    yield from _model.cases(bench)

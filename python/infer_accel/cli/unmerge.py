@@ -1,0 +1,60 @@
+"""`infer-accel unmerge`: the base of a merged checkpoint, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import Annotated
+
+import typer
+
+from infer_accel.cli.output import byte_progress, guarded, refuse, require_writable, results
+
+__all__ = ["run"]
+
+
+def run(
+    merged: Annotated[Path, typer.Argument(help="What `infer-accel merge --residue` wrote. Only read.")],
+    adapters: Annotated[list[Path], typer.Argument(help="The adapters of the merge, in its order.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to make; absent or empty before.")
+    ],
+    residue: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the residue lies, if not in MERGED/residue.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--restart", help="Go on with unfinished work, or discard it.")
+    ] = True,
+    threads: Annotated[int | None, typer.Option(help="The most threads that compute.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
+    ] = None,
+) -> None:
+    """Take a merge back: every shard of the base, byte for byte.
+
+    Other adapters, a changed checkpoint or a damaged residue are refused. Exit codes: 0 done, 2 refused.
+    """
+    from infer_accel import lora
+
+    require_writable(json_path, "--json")
+    with guarded(), byte_progress("unmerging") as progress:
+        report = lora.unmerge_checkpoint(
+            merged,
+            output,
+            adapters=adapters,
+            residue_dir=residue,
+            resume=resume,
+            num_threads=threads,
+            progress=progress,
+        )
+    console = results()
+    ways = f"{len(report.undone)} tensors came back by arithmetic, {len(report.restored)} had been kept whole"
+    written = f"{len(report.files)} files in {report.output}, {report.checksum} checksums in --json"
+    for line in (f"{ways}, {report.bytes / 1e9:.2f} GB", written):
+        console.print(line, markup=False, highlight=False)
+    if json_path is not None:
+        from infer_accel._files import write_text
+
+        try:
+            write_text(json_path, report.to_json() + "\n")
+        except OSError as error:
+            refuse(f"cannot write {json_path}: {error.strerror}")
