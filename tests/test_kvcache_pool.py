@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from tests.soak import repeats
 
 from infer_accel import errors, kvcache, reference
 from infer_accel._backend import native
@@ -38,16 +39,23 @@ class PoolMachine(RuleBasedStateMachine):
 
     handles = Bundle("handles")
 
-    @initialize(num_blocks=st.integers(2, 20), target=handles)
-    def make(self, num_blocks: int) -> Any:
-        self.pool = native().kvcache.BlockPool(num_blocks)
-        self.model = reference.kvcache.BlockPool(num_blocks)
+    @initialize(
+        num_blocks=st.integers(2, 20),
+        options=st.fixed_dictionaries(
+            {"eviction": st.sampled_from(["lru", "priority"]), "pin_blocks": st.integers(0, 4)}
+        ),
+        target=handles,
+    )
+    def make(self, num_blocks: int, options: dict[str, Any]) -> Any:
+        self.pool = native().kvcache.BlockPool(num_blocks, event_bytes=1 << 20, **options)
+        self.model = reference.kvcache.BlockPool(num_blocks, event_bytes=1 << 20, **options)
+        self.now = 0.0
         # Handles that never were: the null block, negative, out of range, of a later generation.
         return multiple(0, -1, num_blocks, 1, 1 << 32 | 1, (1 << 63) - 1, -(1 << 63))
 
-    def both(self, name: str, *arguments: object) -> Any:
-        got = outcome(lambda: getattr(self.pool, name)(*arguments))
-        assert got == outcome(lambda: getattr(self.model, name)(*arguments))
+    def both(self, name: str, *arguments: object, **options: object) -> Any:
+        got = outcome(lambda: getattr(self.pool, name)(*arguments, **options))
+        assert got == outcome(lambda: getattr(self.model, name)(*arguments, **options))
         return got[1] if got[0] == "done" else []
 
     @rule(count=st.integers(-1, 8), target=handles)
@@ -70,9 +78,49 @@ class PoolMachine(RuleBasedStateMachine):
     def ids(self, handles: list[int]) -> None:
         self.both("ids", handles)
 
+    @rule(
+        pairs=st.lists(st.tuples(handles, st.sampled_from(HASHES)), max_size=5),
+        priority=st.none() | st.integers(-1, 101),
+        seconds=st.none() | st.sampled_from([-1.0, 0.05, 1.0, 3.0, float("inf")]),
+    )
+    def cache(self, pairs: list[tuple[int, bytes]], priority: int | None, seconds: float | None) -> None:
+        handles, rows = [handle for handle, _ in pairs], [row for _, row in pairs]
+        self.both("cache", handles, rows, priority=priority, seconds=seconds)
+
     @rule(pairs=st.lists(st.tuples(handles, st.sampled_from(HASHES)), max_size=5))
-    def cache(self, pairs: list[tuple[int, bytes]]) -> None:
+    def cache_plainly(self, pairs: list[tuple[int, bytes]]) -> None:
         self.both("cache", [handle for handle, _ in pairs], [row for _, row in pairs])
+
+    @rule(rows=st.lists(st.sampled_from(HASHES), max_size=5), seconds=st.none() | st.floats(-0.5, 5))
+    def pin(self, rows: list[bytes], seconds: float | None) -> None:
+        self.both("pin", rows, seconds=seconds)
+
+    @rule(rows=st.lists(st.sampled_from(HASHES), max_size=5))
+    def unpin(self, rows: list[bytes]) -> None:
+        self.both("unpin", rows)
+
+    @rule(rows=st.lists(st.sampled_from(HASHES), max_size=2))
+    def forget(self, rows: list[bytes]) -> None:
+        self.both("forget", rows)
+
+    @rule(step=st.floats(-0.1, 2))
+    def advance(self, step: float) -> None:
+        self.now += step
+        self.both("advance", self.now)
+        self.now = max(self.now, 0.0)
+
+    @rule()
+    def drain_events(self) -> None:
+        self.both("drain_events")
+
+    @rule(form=st.sampled_from(["integer", "bytes", "hex"]))
+    def drain_events_as_bytes(self, form: str) -> None:
+        self.both("drain_events_msgpack", 1.25, None, form)
+
+    @rule(dice=st.integers(0, 9))
+    def reset(self, dice: int) -> None:
+        if dice == 0:
+            self.both("reset")
 
     @rule(rows=st.lists(st.sampled_from(HASHES), max_size=5), target=handles)
     def lookup(self, rows: list[bytes]) -> Any:
@@ -87,7 +135,9 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.pool.stats() == self.model.stats()
 
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+PoolMachine.TestCase.settings = settings(
+    max_examples=repeats(150, 1500), stateful_step_count=50, deadline=None
+)
 TestPool = PoolMachine.TestCase
 
 
@@ -102,7 +152,7 @@ def test_the_typed_face() -> None:
     assert pool.cache(torch.from_numpy(blocks), torch.from_numpy(hashes)) == 0
     pool.retain(blocks[:1])
     pool.free(blocks[::-1])
-    assert pool.stats() == kvcache.PoolStats(8, 6, 1, 3, 3, 0, 0, 0)
+    assert pool.stats() == kvcache.PoolStats(8, 6, 1, 3, 0, 3, 0, 0, 0)
     assert pool.cached_prefix(list(map(bytes, hashes))) == 3
     assert pool.ids(pool.lookup(hashes)).tolist() == [1, 2, 3]
     assert "4 free, 3 cached" in repr(pool)

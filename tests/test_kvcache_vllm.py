@@ -59,3 +59,148 @@ def test_hashes_equal_those_of_vllm(algorithm: kvcache.Algorithm, monkeypatch: p
             ids, block_size=block_size, algorithm=algorithm, parent=parent, extra_keys=keys
         )
         assert [row.tobytes() for row in got] == expected
+
+
+def vllm_manager(num_blocks: int, block_size: int, *, events: bool = False) -> Any:
+    """vLLM's own manager of one group of full attention."""
+    import torch
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+
+    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    config = KVCacheConfig(
+        num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+    )
+    return KVCacheManager(
+        config,
+        max_model_len=1 << 20,
+        scheduler_block_size=block_size,
+        hash_block_size=block_size,
+        enable_kv_cache_events=events,
+    )
+
+
+def vllm_request(name: str, tokens: list[int], block_size: int) -> Any:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request
+
+    options = SamplingParams(max_tokens=17)
+    options.update_from_generation_config({}, eos_token_id=100)
+    hasher = utils.get_request_block_hasher(block_size, hashing.sha256_cbor)
+    return Request(
+        request_id=name,
+        prompt_token_ids=tokens,
+        sampling_params=options,
+        pooling_params=None,
+        block_hasher=hasher,
+    )
+
+
+def plain(event: Any) -> tuple[Any, ...]:
+    """An event of either side: removals one by one, as vLLM tells them."""
+    if type(event).__name__ == "BlockStored":
+        return (
+            "stored",
+            tuple(event.block_hashes),
+            event.parent_block_hash,
+            tuple(event.token_ids),
+            event.block_size,
+            event.group_idx,
+            event.kv_cache_spec_kind,
+            tuple(event.extra_keys),
+        )
+    return ("cleared",)
+
+
+def flattened(events: list[Any]) -> list[tuple[Any, ...]]:
+    flat: list[tuple[Any, ...]] = []
+    for event in events:
+        if type(event).__name__ == "BlockRemoved":
+            flat += [("removed", row, event.group_idx) for row in event.block_hashes]
+        else:
+            flat.append(plain(event))
+    return flat
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_server_day_is_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same requests on both: block ids, hits, refusals and events are equal, step by step."""
+    import numpy as np
+
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    monkeypatch.setattr("vllm.envs.VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", False, raising=False)
+    utils.init_none_hash(hashing.sha256_cbor)
+    chance, block_size, num_blocks = random.Random(seed), 4, 60
+    theirs = vllm_manager(num_blocks, block_size, events=True)
+    pool = kvcache.BlockPool(num_blocks, block_size=block_size, event_bytes=1 << 20)
+    ours = kvcache.BlockManager(pool)
+    running: list[tuple[Any, int]] = []
+    hits = refusals = 0
+    for turn in range(400):
+        theirs.new_step_starts()
+        if chance.random() < 0.3:
+            tokens = [chance.randrange(2)] * chance.randrange(1, 40) + [chance.randrange(3)]
+            request = vllm_request(str(turn), tokens, block_size)
+            found, cached, *_ = theirs.get_computed_blocks(request)
+            given = theirs.allocate_slots(request, len(tokens) - cached, cached, found)
+            if given is None:
+                refusals += 1
+                with pytest.raises(MemoryError):
+                    ours.admit(tokens)
+            else:
+                request.num_computed_tokens = len(tokens)
+                admitted = ours.admit(tokens)
+                assert admitted.cached_tokens == cached
+                hits += cached
+                running.append((request, admitted.sequence))
+        elif chance.random() < 0.3 and running:
+            request, sequence = running.pop(chance.randrange(len(running)))
+            theirs.free(request)
+            ours.release([sequence])
+        for request, sequence in list(running):
+            token = chance.randrange(2)
+            request.append_output_token_ids(token)
+            given = theirs.allocate_slots(request, 1)
+            if given is None:
+                refusals += 1
+                with pytest.raises(MemoryError):
+                    ours.step([sequence], [token])
+                theirs.free(request)
+                ours.release([sequence])
+                running.remove((request, sequence))
+                continue
+            request.num_computed_tokens += 1
+            assert ours.step([sequence], [token]).size == 0
+        tables = np.zeros((len(running), num_blocks), np.int32)
+        ours.block_tables([sequence for _, sequence in running], out=tables)
+        for row, (request, _) in zip(tables, running, strict=True):
+            ids = theirs.get_block_ids(request.request_id)[0]
+            assert row[: len(ids)].tolist() == ids
+            assert not row[len(ids) :].any()
+        assert pool.stats().free_blocks == theirs.block_pool.get_num_free_blocks()
+        assert flattened(ours.drain_events()) == flattened(theirs.take_events())
+    assert hits > 100
+    assert refusals > 5
+
+
+@pytest.mark.parametrize("form", ["integer", "bytes"])
+def test_vllm_decodes_our_events(form: Any) -> None:
+    """Its own classes read what we write, and write it back to the same bytes."""
+    msgspec = pytest.importorskip("msgspec")
+    from vllm.distributed import kv_events
+
+    groups = [kvcache.CacheGroup(), kvcache.CacheGroup(32)]
+    pool = kvcache.BlockPool(40, block_size=8, event_bytes=1 << 20)
+    manager = kvcache.BlockManager(pool, groups=groups)
+    first = manager.admit(range(100_000, 100_070), salt="tenant", adapter=("name", "/path")).sequence
+    manager.step([first], [5, 6, 7, 8], [4])
+    manager.release([first])
+    manager.admit(range(120))
+    manager.admit(range(20), extra_keys=[(("mm", "image", -3), ("prompt_embeds", bytes(32))), None])
+    for kinds in ({"BlockStored", "BlockRemoved"}, {"AllBlocksCleared"}):
+        data = manager.drain_events_msgpack(timestamp=12.5, data_parallel_rank=2, hashes=form)
+        batch = msgspec.msgpack.Decoder(type=kv_events.KVEventBatch).decode(data)
+        assert msgspec.msgpack.Encoder().encode(batch) == data
+        assert (batch.ts, batch.data_parallel_rank) == (12.5, 2)
+        assert {type(event).__name__ for event in batch.events} == kinds
+        pool.reset()

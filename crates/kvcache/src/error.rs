@@ -97,7 +97,7 @@ pub enum KvCacheError {
         max: usize,
     },
     /// A pool whose books do not fit into memory.
-    #[error("there is no memory for the books of {num_blocks} blocks (about 68 bytes each); ask for fewer")]
+    #[error("there is no memory for the books of {num_blocks} blocks (about 100 bytes each); ask for fewer")]
     PoolMemory {
         /// Blocks that came.
         num_blocks: usize,
@@ -107,6 +107,112 @@ pub enum KvCacheError {
     Invariant {
         /// What was found.
         what: String,
+    },
+    /// An eviction policy that does not exist.
+    #[error("eviction={name:?} came; allowed are 'lru' and 'priority'")]
+    UnknownEviction {
+        /// The name that came.
+        name: String,
+    },
+    /// A priority for a pool that knows none.
+    #[error("priority={got} came for a pool that evicts by 'lru'; make it with eviction='priority'")]
+    PriorityOfLru {
+        /// The priority that came.
+        got: u8,
+    },
+    /// A priority out of range.
+    #[error("priority={got} came; allowed are 0 to {max}")]
+    Priority {
+        /// The priority that came.
+        got: u8,
+        /// The highest one.
+        max: u8,
+    },
+    /// A time that is not after the last one.
+    #[error("the time {got} came; pass seconds that never go back, such as time.monotonic()")]
+    Time {
+        /// The time that came.
+        got: String,
+    },
+    /// A span of time that is none.
+    #[error("{got} seconds came; pass more than 0, or None for no limit")]
+    Seconds {
+        /// The seconds that came.
+        got: String,
+    },
+    /// More pins than the budget allows.
+    #[error(
+        "{needed} more blocks are to be pinned and the budget has {left} left; unpin some, or make the pool with more"
+    )]
+    PinBudget {
+        /// Blocks that would have to be pinned.
+        needed: usize,
+        /// Pins that are left.
+        left: usize,
+    },
+    /// A sequence that was released, or never was.
+    #[error(
+        "sequence {got} at position {position} is not running; pass what admit and fork returned, until it is released"
+    )]
+    Sequence {
+        /// Where it stands among the sequences.
+        position: usize,
+        /// The sequence that came.
+        got: i64,
+    },
+    /// A sequence that is named twice.
+    #[error("sequence {got} is named again at position {position}; name each once")]
+    RepeatedSequence {
+        /// The later position.
+        position: usize,
+        /// The sequence.
+        got: i64,
+    },
+    /// Tokens that do not fit the sequences.
+    #[error("{got} tokens came where {expected} are needed, as many as the counts add up to")]
+    StepTokens {
+        /// Tokens that came.
+        got: usize,
+        /// Tokens that are needed.
+        expected: usize,
+    },
+    /// Counts that do not stand one to a sequence.
+    #[error("{got} counts came for {expected} sequences; pass one for each")]
+    StepCounts {
+        /// Counts that came.
+        got: usize,
+        /// Sequences.
+        expected: usize,
+    },
+    /// A sequence longer than can be counted.
+    #[error("a sequence of {got} tokens came; at most {max} are allowed")]
+    SequenceLength {
+        /// Its tokens.
+        got: usize,
+        /// Most tokens.
+        max: usize,
+    },
+    /// Cache groups that cannot be.
+    #[error("{what}; pass 1 to {max} groups, each of full attention or with a window of 1 token or more")]
+    Groups {
+        /// What is wrong.
+        what: String,
+        /// Most groups.
+        max: usize,
+    },
+    /// A group that the manager does not have.
+    #[error("group={got} came; this manager has groups 0 to {last}")]
+    GroupIndex {
+        /// The group that came.
+        got: usize,
+        /// The last one.
+        last: usize,
+    },
+    /// A watermark that leaves no block.
+    #[error("watermark={got} came; pass a share from 0 to less than 1")]
+    Watermark {
+        /// What came.
+        got: String,
     },
     /// More blocks asked for than are free.
     #[error("{needed} blocks are needed and {free} are free; free some, or admit fewer requests")]
@@ -321,6 +427,8 @@ impl KvCacheError {
             | Self::BlockId { .. }
             | Self::NullBlock { .. }
             | Self::PageId { .. }
+            | Self::Sequence { .. }
+            | Self::RepeatedSequence { .. }
             | Self::RepeatedTarget { .. } => ErrorKind::Id,
             Self::SourceIsTarget { .. } | Self::PageOverlap { .. } => ErrorKind::Overlap,
             Self::PageDType { .. } | Self::NonFiniteDType { .. } => ErrorKind::DType,
@@ -331,11 +439,13 @@ impl KvCacheError {
             | Self::HashBytes { .. }
             | Self::ExtraKeysCount { .. }
             | Self::HashCount { .. }
+            | Self::StepTokens { .. }
+            | Self::StepCounts { .. }
             | Self::LayerCount { .. }
             | Self::PageShape { .. }
             | Self::NonFiniteBytes { .. }
             | Self::PackedPages { .. } => ErrorKind::Shape,
-            Self::OutOfBlocks { .. } => ErrorKind::OutOfBlocks,
+            Self::OutOfBlocks { .. } | Self::PinBudget { .. } => ErrorKind::OutOfBlocks,
             Self::StaleBlock { .. } => ErrorKind::StaleBlock,
             Self::Invariant { .. } => ErrorKind::Internal,
             Self::BlockSize { .. }
@@ -346,6 +456,15 @@ impl KvCacheError {
             | Self::SeedLength { .. }
             | Self::NumBlocks { .. }
             | Self::PoolMemory { .. }
+            | Self::UnknownEviction { .. }
+            | Self::PriorityOfLru { .. }
+            | Self::Priority { .. }
+            | Self::Time { .. }
+            | Self::Seconds { .. }
+            | Self::SequenceLength { .. }
+            | Self::Groups { .. }
+            | Self::GroupIndex { .. }
+            | Self::Watermark { .. }
             | Self::ReferenceCount { .. }
             | Self::HashConflict { .. }
             | Self::PageAxis { .. } => ErrorKind::Argument,
@@ -369,6 +488,18 @@ impl KvCacheError {
             Self::PoolMemory { .. } => "argument.pool_memory",
             Self::Invariant { .. } => "internal.invariant",
             Self::OutOfBlocks { .. } => "out_of_blocks.all",
+            Self::PinBudget { .. } => "out_of_blocks.pins",
+            Self::UnknownEviction { .. } => "argument.eviction",
+            Self::PriorityOfLru { .. } | Self::Priority { .. } => "argument.priority",
+            Self::Time { .. } => "argument.time",
+            Self::Seconds { .. } => "argument.seconds",
+            Self::Sequence { .. } => "id.sequence",
+            Self::RepeatedSequence { .. } => "id.repeated_sequence",
+            Self::StepTokens { .. } => "shape.step_tokens",
+            Self::StepCounts { .. } => "shape.step_counts",
+            Self::SequenceLength { .. } => "argument.sequence_length",
+            Self::Groups { .. } | Self::GroupIndex { .. } => "argument.groups",
+            Self::Watermark { .. } => "argument.watermark",
             Self::BlockId { .. } => "id.block",
             Self::StaleBlock { .. } => "stale_block.handle",
             Self::ReferenceCount { .. } => "argument.references",

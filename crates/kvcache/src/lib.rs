@@ -6,14 +6,18 @@
 //! - [`host`] is memory for pages.
 //! - [`nonfinite`] finds pages that hold a NaN or an infinity, and makes pages blank.
 //! - [`tier`] keeps pages on disk.
+//! - [`manager`] runs whole batches of sequences on a pool: tables, slots, forks.
+//! - [`events`] says what a pool stored and removed.
 //!
 //! The crate knows nothing of Python. `docs/design/kvcache.md` explains the structures.
 
 pub mod copy;
 mod error;
+pub mod events;
 pub mod hash;
 pub mod host;
 mod kernels;
+pub mod manager;
 pub mod nonfinite;
 pub mod pool;
 pub mod tier;

@@ -161,12 +161,7 @@ def hash_prompt(
     >>> hash_prompt(tokenizer, "Hello, world! " * 9, block_size=16, salt="tenant").hashes.shape  # doctest: +SKIP
     (2, 32)
     """
-    named: tuple[str, ...] = adapter or ()
-    lora = (("lora", *named),) if named else ()
-    if len(named) not in {0, 2}:
-        message = f"adapter={adapter!r} came; pass the adapter's name and its path"
-        raise ArgumentError(message, code="argument.adapter")
-    keys = ((*lora, ("cache_salt", salt)) if salt else lora or None, lora or None)
+    keys = prompt_keys(salt, adapter)
     if _are_messages(text_or_messages):
         text_or_messages = _rendered(tokenizer, text_or_messages)
     if isinstance(text_or_messages, str):
@@ -187,6 +182,18 @@ def hash_prompt(
     extra_keys = None if first is None else [first, *[later] * (num_blocks - 1)][:num_blocks]
     hashes = hash_blocks(ids, block_size=block_size, algorithm=algorithm, extra_keys=extra_keys)
     return PromptBlocks(ids.astype(np.int32), hashes)
+
+
+def prompt_keys(
+    salt: str | None, adapter: tuple[str, str] | None
+) -> tuple[tuple[ExtraKey, ...] | None, tuple[ExtraKey, ...] | None]:
+    """Return the extra keys of a prompt's first block, and those of all others."""
+    named: tuple[str, ...] = adapter or ()
+    lora = (("lora", *named),) if named else ()
+    if len(named) not in {0, 2}:
+        message = f"adapter={adapter!r} came; pass the adapter's name and its path"
+        raise ArgumentError(message, code="argument.adapter")
+    return (*lora, ("cache_salt", salt)) if salt else lora or None, lora or None
 
 
 def _needs_pickle(algorithm: Algorithm, keys: Sequence[tuple[ExtraKey, ...] | None]) -> bool:

@@ -38,7 +38,7 @@ impl ExtraKeys {
         Ok(Self { cbor })
     }
 
-    pub(super) fn as_cbor(&self) -> &[u8] {
+    pub(crate) fn as_cbor(&self) -> &[u8] {
         &self.cbor
     }
 }

@@ -3,7 +3,8 @@
 //! An open table of `(tag, block)` entries with linear probing, never more than half full, and an arena with the
 //! whole hash of each cached block. The tag is 32 bits of the hash, mixed with a secret of the pool: whoever can
 //! choose tokens still cannot choose where their hashes fall. A tag that fits is only a candidate; the arena
-//! decides. Blocks with equal hashes form a ring in the order in which they were cached, and only the oldest is
+//! decides. A hash is looked for in one cache group at a time: the same tokens have a block in each. Blocks with equal
+//! hashes form a ring in the order in which they were cached, and only the oldest is
 //! in the table.
 
 use crate::kernels::prefetch::prefetch_entry;
@@ -11,7 +12,7 @@ use std::collections::TryReserveError;
 use std::hash::{BuildHasher, RandomState};
 
 /// A full hash; shorter digests are filled with zeros.
-pub(super) type BlockHash = [u8; 32];
+pub(crate) type BlockHash = [u8; 32];
 
 /// A ring link of a block that is not cached.
 const UNCACHED: u32 = u32::MAX;
@@ -26,6 +27,9 @@ pub(super) struct PrefixIndex {
     home_shift: u32,
     secret: [u64; 2],
     hashes: Vec<BlockHash>,
+    /// The cache group of each cached block.
+    groups: Vec<u8>,
+    highest_group: u8,
     ring: Vec<RingLinks>,
     len: u32,
 }
@@ -47,6 +51,8 @@ impl PrefixIndex {
             home_shift: 32 - slots.trailing_zeros(),
             secret: [random(), random()],
             hashes: filled([0; 32], num_blocks as usize)?,
+            groups: filled(0, num_blocks as usize)?,
+            highest_group: 0,
             ring: filled(RingLinks { previous: UNCACHED, next: UNCACHED }, num_blocks as usize)?,
             len: 0,
         })
@@ -61,30 +67,54 @@ impl PrefixIndex {
         &self.hashes[id as usize]
     }
 
-    /// The oldest block with this hash.
+    /// No cached block is in a group above this one.
+    pub(super) fn highest_group(&self) -> u8 {
+        self.highest_group
+    }
+
+    pub(super) fn group_of(&self, id: u32) -> u8 {
+        self.groups[id as usize]
+    }
+
+    /// The oldest block with this hash in this group.
     #[inline]
-    pub(super) fn find(&self, hash: &BlockHash) -> Option<u32> {
-        self.position(hash).map(|position| block_of(self.table[position]))
+    pub(super) fn find(&self, hash: &BlockHash, group: u8) -> Option<u32> {
+        self.position(hash, group).map(|position| block_of(self.table[position]))
+    }
+
+    /// The blocks with the hash and group of `id`, which is cached, from `id` on.
+    pub(super) fn alike(&self, id: u32) -> impl Iterator<Item = u32> {
+        std::iter::successors(Some(id), move |&at| {
+            let next = self.ring[at as usize].next;
+            (next != id).then_some(next)
+        })
+    }
+
+    /// Forgets every block.
+    pub(super) fn clear(&mut self) {
+        self.table.fill(EMPTY);
+        self.ring.fill(RingLinks { previous: UNCACHED, next: UNCACHED });
+        self.len = 0;
     }
 
     /// Asks the cache for what [`Self::find`] reads first.
     #[inline(always)]
-    pub(super) fn prefetch_table(&self, hash: &BlockHash) {
-        prefetch_entry(&self.table, self.home(self.tag(hash)));
+    pub(super) fn prefetch_table(&self, hash: &BlockHash, group: u8) {
+        prefetch_entry(&self.table, self.home(self.tag(hash, group)));
     }
 
     /// Asks the cache for what [`Self::find`] reads next, and returns the block that it will probably find.
     #[inline(always)]
-    pub(super) fn prefetch_hash(&self, hash: &BlockHash) -> u32 {
-        let probable = block_of(self.table[self.home(self.tag(hash))]);
+    pub(super) fn prefetch_hash(&self, hash: &BlockHash, group: u8) -> u32 {
+        let probable = block_of(self.table[self.home(self.tag(hash, group))]);
         prefetch_entry(&self.hashes, probable as usize);
         probable
     }
 
     /// Adds a block that is not cached.
-    pub(super) fn insert(&mut self, id: u32, hash: &BlockHash) {
-        let entry = u64::from(self.tag(hash)) << 32 | u64::from(id);
-        if let Some(position) = self.position(hash) {
+    pub(super) fn insert(&mut self, id: u32, hash: &BlockHash, group: u8) {
+        let entry = u64::from(self.tag(hash, group)) << 32 | u64::from(id);
+        if let Some(position) = self.position(hash, group) {
             let oldest = block_of(self.table[position]);
             let newest = self.ring[oldest as usize].previous;
             self.ring[id as usize] = RingLinks { previous: newest, next: oldest };
@@ -99,6 +129,8 @@ impl PrefixIndex {
             self.ring[id as usize] = RingLinks { previous: id, next: id };
         }
         self.hashes[id as usize] = *hash;
+        self.groups[id as usize] = group;
+        self.highest_group = self.highest_group.max(group);
         self.len += 1;
     }
 
@@ -107,7 +139,7 @@ impl PrefixIndex {
         let uncached = RingLinks { previous: UNCACHED, next: UNCACHED };
         let RingLinks { previous, next } = std::mem::replace(&mut self.ring[id as usize], uncached);
         self.len -= 1;
-        let Some(position) = self.position(&self.hashes[id as usize]) else {
+        let Some(position) = self.position(&self.hashes[id as usize], self.groups[id as usize]) else {
             return; // unreachable while the books are right, which `check` proves
         };
         if next == id {
@@ -142,27 +174,29 @@ impl PrefixIndex {
 
     /// Where in the table this hash stands.
     #[inline]
-    fn position(&self, hash: &BlockHash) -> Option<usize> {
-        let tag = self.tag(hash);
+    fn position(&self, hash: &BlockHash, group: u8) -> Option<usize> {
+        let tag = self.tag(hash, group);
         let mut position = self.home(tag);
         loop {
             let entry = self.table[position];
             if entry == EMPTY {
                 return None;
             }
-            if (entry >> 32) as u32 == tag && self.hashes[block_of(entry) as usize] == *hash {
+            let id = block_of(entry) as usize;
+            if (entry >> 32) as u32 == tag && self.hashes[id] == *hash && self.groups[id] == group {
                 return Some(position);
             }
             position = self.after(position);
         }
     }
 
-    /// Two words of the hash, each blinded with a secret, multiplied and folded.
+    /// Two words of the hash, each blinded with a secret, multiplied and folded; the group is added to one of them.
     #[inline(always)]
-    fn tag(&self, hash: &BlockHash) -> u32 {
+    fn tag(&self, hash: &BlockHash, group: u8) -> u32 {
         let word = |chunk: [u8; 8]| u64::from_le_bytes(chunk);
         let [a, b, ..] = hash.as_chunks::<8>().0 else { return 0 };
-        let product = u128::from(word(*a) ^ self.secret[0]) * u128::from(word(*b) ^ self.secret[1]);
+        let product = u128::from(word(*a).wrapping_add(group.into()) ^ self.secret[0])
+            * u128::from(word(*b) ^ self.secret[1]);
         ((product >> 64) as u64 ^ product as u64) as u32
     }
 
@@ -182,7 +216,8 @@ impl PrefixIndex {
         for (position, &entry) in self.table.iter().enumerate().filter(|(_, entry)| **entry != EMPTY) {
             let oldest = block_of(entry);
             let hash = self.hash_of(oldest);
-            if self.position(hash) != Some(position) {
+            let group = self.group_of(oldest);
+            if self.position(hash, group) != Some(position) {
                 return Err(format!("block {oldest} is not found by its hash"));
             }
             let mut id = oldest;
@@ -191,7 +226,7 @@ impl PrefixIndex {
                 if seen == self.len || next == UNCACHED || self.ring[next as usize].previous != id {
                     return Err(format!("the blocks of one hash are badly linked at block {id}"));
                 }
-                if self.hash_of(id) != hash || !is_cached(id) {
+                if self.hash_of(id) != hash || self.group_of(id) != group || !is_cached(id) {
                     return Err(format!("block {id} is indexed under a hash that it does not hold"));
                 }
                 (id, seen) = (next, seen + 1);

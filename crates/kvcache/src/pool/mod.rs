@@ -5,26 +5,38 @@
 //! that cached blocks are evicted least recently used first. Block 0 is the null block, which stands for "no
 //! block" in tables: it is never lent out, and retaining or freeing it does nothing.
 //!
+//! A pool that evicts by priority has a list for each priority and empties the lower ones first. A block may be
+//! remembered for a limited time, and a prefix may be pinned: then it is kept whatever else is needed, within a budget.
+//!
 //! Every call does all that it was asked to, or nothing and says why. Time is O(1) a block everywhere; after
-//! [`BlockPool::new`] nothing is allocated.
+//! [`BlockPool::new`] nothing is allocated, but for events.
 
 mod blocks;
 mod handle;
 mod index;
+mod lending;
+mod options;
+mod retention;
 
 pub use handle::NULL_HANDLE;
+pub use options::{DEFAULT_PRIORITY, Eviction, MAX_PRIORITY, PoolOptions, Retention};
 
 use crate::error::KvCacheError;
-use crate::kernels::prefetch::prefetch_entry;
-use blocks::{Block, Blocks};
-use index::{BlockHash, PrefixIndex, filled};
+use crate::events::EventLog;
+use blocks::{Block, Blocks, MAX_LISTS};
+use index::{PrefixIndex, filled};
+use retention::Clock;
 
-/// Bytes of a hash that the pool takes.
+pub(crate) use index::BlockHash;
+
+/// Bytes of a hash that the pool takes; shorter digests are filled with zeros.
 pub const HASH_BYTES: usize = size_of::<BlockHash>();
-/// Most blocks of a pool: 2 billion tokens at 16 a block, and 9 GB of books.
+/// Most blocks of a pool: 2 billion tokens at 16 a block, and 12 GB of books.
 pub const MAX_BLOCKS: usize = 1 << 27;
 /// How many hashes ahead a look-up asks the cache for table entries, and half as many for what they name.
 const LOOKAHEAD: usize = 8;
+/// The list of blocks that are not cached; cached ones are in those behind it.
+const UNCACHED_LIST: usize = 0;
 
 /// What a pool holds and has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +49,8 @@ pub struct PoolStats {
     pub used_blocks: usize,
     /// Blocks that a look-up can find.
     pub cached_blocks: usize,
+    /// Blocks that are pinned.
+    pub pinned_blocks: usize,
     /// Blocks allocated so far.
     pub allocations: u64,
     /// Cached blocks that an allocation took so far.
@@ -54,6 +68,14 @@ pub struct BlockPool {
     index: PrefixIndex,
     /// While [`Self::cache`] checks its arguments: one more than the position of a block's first mention.
     mentions: Vec<u32>,
+    /// While blocks come back: the front of what this call has put at the end of each list.
+    fronts: [u32; MAX_LISTS],
+    eviction: Eviction,
+    /// Of each cached block, where the pool evicts by priority; empty where it does not.
+    priorities: Vec<u8>,
+    clock: Clock,
+    pins: retention::Pins,
+    log: Option<EventLog>,
     allocations: u64,
     evictions: u64,
     queries: u64,
@@ -61,29 +83,62 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
-    /// A pool of `num_blocks` blocks, of which block 0 is the null block.
+    /// A pool of `num_blocks` blocks, of which block 0 is the null block, that evicts the least recently used.
     pub fn new(num_blocks: usize) -> Result<Self, KvCacheError> {
+        Self::with_options(num_blocks, &PoolOptions::default())
+    }
+
+    /// A pool of `num_blocks` blocks, of which block 0 is the null block.
+    pub fn with_options(num_blocks: usize, options: &PoolOptions) -> Result<Self, KvCacheError> {
         let refused = KvCacheError::NumBlocks { got: num_blocks, max: MAX_BLOCKS };
         if !(2..=MAX_BLOCKS).contains(&num_blocks) {
             return Err(refused);
         }
         let count = num_blocks as u32;
-        let (Ok(blocks), Ok(index), Ok(mentions)) =
-            (Blocks::new(count), PrefixIndex::new(count), filled(0, num_blocks))
-        else {
+        let priorities = if options.eviction == Eviction::Priority { num_blocks } else { 0 };
+        let lists = if options.eviction == Eviction::Priority { usize::from(MAX_PRIORITY) + 2 } else { 2 };
+        let (Ok(blocks), Ok(index), Ok(mentions), Ok(priorities), Ok(clock), Ok(pins)) = (
+            Blocks::new(count, lists),
+            PrefixIndex::new(count),
+            filled(0, num_blocks),
+            filled(DEFAULT_PRIORITY, priorities),
+            Clock::new(num_blocks),
+            retention::Pins::new(num_blocks, options.pin_blocks),
+        ) else {
             return Err(KvCacheError::PoolMemory { num_blocks });
         };
-        Ok(Self { blocks, index, mentions, allocations: 0, evictions: 0, queries: 0, hits: 0 })
+        let log = (options.event_bytes > 0)
+            .then(|| EventLog::new(options.event_bytes, options.algorithm.digest_len()));
+        Ok(Self {
+            blocks,
+            index,
+            mentions,
+            fronts: [0; MAX_LISTS],
+            eviction: options.eviction,
+            priorities,
+            clock,
+            pins,
+            log,
+            allocations: 0,
+            evictions: 0,
+            queries: 0,
+            hits: 0,
+        })
     }
 
     /// Blocks in all, the null block counted.
     pub fn num_blocks(&self) -> usize {
-        self.blocks.ends() as usize
+        self.blocks.num_blocks() as usize
     }
 
     /// Blocks that can be allocated; cached ones among them are evicted when it comes to that.
     pub fn num_free(&self) -> usize {
         self.blocks.num_free() as usize
+    }
+
+    /// What was stored and removed since the events were last drained; None where no events are kept.
+    pub fn events(&mut self) -> Option<&mut EventLog> {
+        self.log.as_mut()
     }
 
     /// Lends `handles.len()` blocks, with one reference each, and writes their handles.
@@ -92,12 +147,7 @@ impl BlockPool {
         if needed > free {
             return Err(KvCacheError::OutOfBlocks { needed, free });
         }
-        let (index, evictions) = (&mut self.index, &mut self.evictions);
-        self.blocks.take_first(handles, |id| {
-            index.remove(id);
-            *evictions += 1;
-        });
-        self.allocations += needed as u64;
+        self.take(needed, |position, id, generation| handles[position] = handle::pack(id, generation));
         Ok(())
     }
 
@@ -127,24 +177,7 @@ impl BlockPool {
                 }
             }
         }
-        // Backwards, each block in front of those that are listed already: a block named twice then stands
-        // where its last mention does, which is when its last reference went.
-        let ends = self.blocks.ends();
-        let mut oldest_kept = ends;
-        for &handle in handles.iter().rev() {
-            let (id, generation) = handle::unpack(handle);
-            let block = self.blocks.get(id);
-            if id == 0 || block.references() != 0 || block.generation != generation {
-                continue;
-            }
-            if block.is_cached() {
-                let anchor = self.blocks.get(oldest_kept).previous;
-                self.blocks.list_behind(anchor, id);
-                oldest_kept = id;
-            } else {
-                self.blocks.list_behind(ends, id);
-            }
-        }
+        self.take_back(handles.iter().map(|&handle| handle::unpack(handle).0));
         Ok(())
     }
 
@@ -159,10 +192,16 @@ impl BlockPool {
     /// Remembers what full blocks hold, so that [`Self::lookup`] finds them; returns how many were new.
     ///
     /// Blocks of equal content are all remembered, and the oldest is the one that is found.
-    pub fn cache(&mut self, handles: &[i64], hashes: &[[u8; HASH_BYTES]]) -> Result<usize, KvCacheError> {
+    pub fn cache(
+        &mut self,
+        handles: &[i64],
+        hashes: &[[u8; HASH_BYTES]],
+        retention: &Retention,
+    ) -> Result<usize, KvCacheError> {
         if handles.len() != hashes.len() {
             return Err(KvCacheError::HashCount { handles: handles.len(), hashes: hashes.len() });
         }
+        let until = self.checked_retention(retention)?;
         let checked = self.check_hashes(handles, hashes);
         for &handle in handles {
             if let Some(mention) = self.mentions.get_mut(handle::unpack(handle).0 as usize) {
@@ -172,14 +211,15 @@ impl BlockPool {
         checked?;
         let before = self.index.len();
         for (&handle, hash) in handles.iter().zip(hashes) {
-            let (id, _) = handle::unpack(handle);
-            let block = self.blocks.get_mut(id);
-            if !block.is_cached() {
-                block.set_cached(true);
-                self.index.insert(id, hash);
-            }
+            self.remember(handle::unpack(handle).0, hash, 0, retention.priority, until);
         }
-        Ok((self.index.len() - before) as usize)
+        let new = (self.index.len() - before) as usize;
+        if let Some(log) = &mut self.log
+            && new > 0
+        {
+            log.stored_hashes(hashes);
+        }
+        Ok(new)
     }
 
     /// Finds the blocks of the longest run of leading `hashes` that are cached, adds a reference to each, writes
@@ -193,7 +233,7 @@ impl BlockPool {
             return Err(KvCacheError::HashCount { handles: handles.len(), hashes: hashes.len() });
         }
         let mut found = 0;
-        while let Some(id) = self.find_ahead(hashes, found) {
+        while let Some(id) = self.find_ahead(hashes, found, 0) {
             if self.blocks.get(id).references() == Block::MAX_REFERENCES {
                 break; // a block that cannot be counted once more cannot be shared once more
             }
@@ -208,7 +248,34 @@ impl BlockPool {
 
     /// How many leading `hashes` are cached. Changes nothing.
     pub fn cached_prefix(&self, hashes: &[[u8; HASH_BYTES]]) -> usize {
-        (0..hashes.len()).take_while(|&position| self.find_ahead(hashes, position).is_some()).count()
+        (0..hashes.len()).take_while(|&position| self.find_ahead(hashes, position, 0).is_some()).count()
+    }
+
+    /// Forgets the blocks of these hashes, in every group: what they hold was lost, or must not be used again. Blocks
+    /// that are lent out stay so. Returns how many blocks were forgotten.
+    pub fn forget(&mut self, hashes: &[[u8; HASH_BYTES]]) -> usize {
+        let before = self.index.len();
+        for hash in hashes {
+            for group in 0..=self.index.highest_group() {
+                while let Some(id) = self.index.find(hash, group) {
+                    self.forget_block(id);
+                }
+            }
+        }
+        (before - self.index.len()) as usize
+    }
+
+    /// Forgets what every block holds and unpins everything: the model has changed. Blocks that are lent out stay so.
+    pub fn reset(&mut self) {
+        self.unpin_all();
+        for id in 1..self.blocks.num_blocks() {
+            self.blocks.get_mut(id).set_cached(false);
+        }
+        self.index.clear();
+        self.blocks.join_lists();
+        if let Some(log) = &mut self.log {
+            log.cleared();
+        }
     }
 
     /// What the pool holds and has done so far.
@@ -218,6 +285,7 @@ impl BlockPool {
             free_blocks: self.num_free(),
             used_blocks: self.num_blocks() - 1 - self.num_free(),
             cached_blocks: self.index.len() as usize,
+            pinned_blocks: self.pins.len(),
             allocations: self.allocations,
             evictions: self.evictions,
             queries: self.queries,
@@ -225,12 +293,17 @@ impl BlockPool {
         }
     }
 
-    /// Proves that lists, references and index tell the same story; linear in the pool.
+    /// Proves that lists, references, pins and index tell the same story; linear in the pool.
     pub fn check_invariants(&self) -> Result<(), KvCacheError> {
         let mentioned = self.mentions.iter().any(|&mention| mention != 0);
         let forgotten = if mentioned { Err("a mention was not cleared".to_owned()) } else { Ok(()) };
         let cached = |id| self.blocks.get(id).is_cached();
-        let checked = self.blocks.check().and_then(|()| self.index.check(cached)).and(forgotten);
+        let checked = self
+            .blocks
+            .check(|id| self.list_of(id))
+            .and_then(|()| self.index.check(cached))
+            .and_then(|()| self.pins.check(|id| cached(id) && self.blocks.get(id).references() > 0))
+            .and(forgotten);
         checked.map_err(|what| KvCacheError::Invariant { what })
     }
 
@@ -241,8 +314,8 @@ impl BlockPool {
         if handle == NULL_HANDLE {
             return Ok(0);
         }
-        if handle < 0 || id >= self.blocks.ends() {
-            let last = self.blocks.ends() - 1;
+        if handle < 0 || id >= self.blocks.num_blocks() {
+            let last = self.blocks.num_blocks() - 1;
             return Err(KvCacheError::BlockId { position, handle, id, last });
         }
         let block = self.blocks.get(id);
@@ -266,31 +339,9 @@ impl BlockPool {
         Ok(())
     }
 
-    /// Adds a reference to a block, which leaves the list of free blocks if it was there.
-    #[inline(always)]
-    fn reference(&mut self, id: u32) {
-        if self.blocks.get(id).references() == 0 {
-            self.blocks.unlist(id);
-        }
-        self.blocks.get_mut(id).add_reference();
-    }
-
     fn for_each_block(&mut self, handles: &[i64], change: impl Fn(&mut Block)) {
         let ids = handles.iter().map(|&handle| handle::unpack(handle).0);
         ids.filter(|&id| id != 0).for_each(|id| change(self.blocks.get_mut(id)));
-    }
-
-    /// The block of `hashes[position]`, while the cache fetches what the next positions will ask for.
-    #[inline(always)]
-    fn find_ahead(&self, hashes: &[[u8; HASH_BYTES]], position: usize) -> Option<u32> {
-        if let Some(hash) = hashes.get(position + LOOKAHEAD) {
-            self.index.prefetch_table(hash);
-        }
-        if let Some(hash) = hashes.get(position + LOOKAHEAD / 2) {
-            let probable = self.index.prefetch_hash(hash);
-            prefetch_entry(self.blocks.entries(), probable as usize);
-        }
-        self.index.find(hashes.get(position)?)
     }
 
     /// Whether every handle is live and no block would hold two hashes; marks the blocks on its way.

@@ -2,6 +2,8 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 
+const KEPT: Retention = Retention { priority: None, seconds: None };
+
 /// The same pool in plain collections: slow, and short enough to be believed.
 struct Model {
     free: VecDeque<u32>,
@@ -185,7 +187,7 @@ proptest! {
                     let handles: Vec<i64> = picks.iter().map(|&(index, _)| pick(index)).collect();
                     let short: Vec<u8> = picks.iter().map(|&(_, hash)| hash).collect();
                     let hashes: Vec<BlockHash> = short.iter().copied().map(full_hash).collect();
-                    let done = pool.cache(&handles, &hashes).map_err(|error| error.code());
+                    let done = pool.cache(&handles, &hashes, &KEPT).map_err(|error| error.code());
                     prop_assert_eq!(done, model.cache(&handles, &short));
                 }
                 Step::Lookup(short) => {
@@ -229,25 +231,25 @@ fn sizes_that_are_no_pool() {
 fn errors_change_nothing() {
     let mut pool = BlockPool::new(8).unwrap();
     let handles = allocated(&mut pool, 3);
-    pool.cache(&handles[..1], &[full_hash(1)]).unwrap();
+    pool.cache(&handles[..1], &[full_hash(1)], &KEPT).unwrap();
     let before = pool.stats();
     let (a, b) = (handles[0], handles[1]);
     for bad in [-1, i64::MAX, 8, (1 << 32) | a, 7] {
         assert!(pool.free(&[a, b, bad]).is_err());
         assert!(pool.retain(&[a, b, bad]).is_err());
         assert!(pool.ids(&[a, b, bad], &mut [0; 3]).is_err());
-        assert!(pool.cache(&[b, bad], &[full_hash(2), full_hash(3)]).is_err());
+        assert!(pool.cache(&[b, bad], &[full_hash(2), full_hash(3)], &KEPT).is_err());
         pool.check_invariants().unwrap();
     }
     assert_eq!(pool.free(&[a, b, a]).unwrap_err().code(), "stale_block.handle");
     assert_eq!(pool.alloc(&mut [0; 5]).unwrap_err(), KvCacheError::OutOfBlocks { needed: 5, free: 4 });
-    assert_eq!(pool.cache(&[a], &[full_hash(2)]).unwrap_err().code(), "argument.hash_conflict");
+    assert_eq!(pool.cache(&[a], &[full_hash(2)], &KEPT).unwrap_err().code(), "argument.hash_conflict");
     assert_eq!(
-        pool.cache(&[b, b], &[full_hash(2), full_hash(3)]).unwrap_err().code(),
+        pool.cache(&[b, b], &[full_hash(2), full_hash(3)], &KEPT).unwrap_err().code(),
         "argument.hash_conflict"
     );
-    assert_eq!(pool.cache(&[0], &[full_hash(2)]).unwrap_err().code(), "id.null_block");
-    assert_eq!(pool.cache(&[a], &[]).unwrap_err().code(), "shape.hash_count");
+    assert_eq!(pool.cache(&[0], &[full_hash(2)], &KEPT).unwrap_err().code(), "id.null_block");
+    assert_eq!(pool.cache(&[a], &[], &KEPT).unwrap_err().code(), "shape.hash_count");
     assert_eq!(pool.lookup(&[full_hash(1)], &mut []).unwrap_err().code(), "shape.hash_count");
     assert_eq!(pool.stats(), before);
     pool.check_invariants().unwrap();
@@ -264,7 +266,7 @@ fn reuse_follows_vllm() {
     let first = allocated(&mut pool, 6);
     assert_eq!(ids(&pool, &first), [1, 2, 3, 4, 5, 6]);
     // Blocks 1 and 2 are cached, 3 and 4 are not; freed last one first.
-    pool.cache(&first[..2], &[full_hash(1), full_hash(2)]).unwrap();
+    pool.cache(&first[..2], &[full_hash(1), full_hash(2)], &KEPT).unwrap();
     pool.free(&[first[3], first[2], first[1], first[0]]).unwrap();
     let next = allocated(&mut pool, 7);
     assert_eq!(ids(&pool, &next), [4, 3, 7, 8, 9, 2, 1]);
@@ -288,7 +290,7 @@ fn the_null_block_takes_no_part() {
 fn references_cannot_overflow() {
     let mut pool = BlockPool::new(3).unwrap();
     let handles = allocated(&mut pool, 2);
-    pool.cache(&handles[..1], &[full_hash(1)]).unwrap();
+    pool.cache(&handles[..1], &[full_hash(1)], &KEPT).unwrap();
     for _ in 1..Block::MAX_REFERENCES {
         pool.blocks.get_mut(1).add_reference();
     }
@@ -303,7 +305,7 @@ fn broken_books_are_seen() {
     let pool = || {
         let mut pool = BlockPool::new(6).unwrap();
         let handles = allocated(&mut pool, 3);
-        pool.cache(&handles[..2], &[full_hash(1), full_hash(1)]).unwrap();
+        pool.cache(&handles[..2], &[full_hash(1), full_hash(1)], &KEPT).unwrap();
         pool.free(&handles[..1]).unwrap();
         pool
     };
@@ -321,4 +323,178 @@ fn broken_books_are_seen() {
     let mut unindexed = pool();
     unindexed.index.remove(1);
     assert_eq!(seen(unindexed), "internal.invariant");
+}
+
+fn ids(pool: &BlockPool, handles: &[i64]) -> Vec<i32> {
+    let mut ids = vec![0; handles.len()];
+    pool.ids(handles, &mut ids).unwrap();
+    ids
+}
+
+fn with(options: PoolOptions, num_blocks: usize) -> BlockPool {
+    BlockPool::with_options(num_blocks, &options).unwrap()
+}
+
+#[test]
+fn lower_priorities_go_first() {
+    let mut pool = with(PoolOptions { eviction: Eviction::Priority, ..PoolOptions::default() }, 8);
+    let handles = allocated(&mut pool, 6);
+    let kept = |priority| Retention { priority: Some(priority), seconds: None };
+    for (at, priority) in [(0, 90), (1, 10), (2, 50), (3, 10), (4, 100)] {
+        pool.cache(&handles[at..=at], &[full_hash(at as u8)], &kept(priority)).unwrap();
+    }
+    pool.free(&handles).unwrap();
+    pool.check_invariants().unwrap();
+    let order = allocated(&mut pool, 7);
+    // The uncached ones, then priority 10 (the least recently freed first), 50, 90, 100.
+    assert_eq!(ids(&pool, &order), [6, 7, 2, 4, 3, 1, 5]);
+    assert_eq!(pool.stats().evictions, 5);
+    let code = |error: KvCacheError| error.code();
+    assert_eq!(code(pool.cache(&[], &[], &kept(101)).unwrap_err()), "argument.priority");
+    let mut lru = BlockPool::new(4).unwrap();
+    assert_eq!(code(lru.cache(&[], &[], &kept(1)).unwrap_err()), "argument.priority");
+}
+
+#[test]
+fn blocks_run_out_by_the_time_that_is_told() {
+    let mut pool = BlockPool::new(6).unwrap();
+    let handles = allocated(&mut pool, 2);
+    let kept = Retention { priority: None, seconds: Some(5.0) };
+    pool.cache(&handles[..1], &[full_hash(1)], &kept).unwrap();
+    pool.cache(&handles[1..], &[full_hash(1)], &KEPT).unwrap();
+    let found = |pool: &mut BlockPool| {
+        let mut found = [0];
+        let count = pool.lookup(&[full_hash(1)], &mut found).unwrap();
+        pool.free(&found[..count]).unwrap();
+        found[0]
+    };
+    pool.advance(1000.0).unwrap();
+    pool.cache(&handles[..1], &[full_hash(1)], &kept).unwrap();
+    pool.advance(1004.9).unwrap();
+    assert_eq!(found(&mut pool), handles[0]);
+    pool.advance(1005.0).unwrap();
+    assert_eq!(found(&mut pool), handles[1], "the next one of equal content");
+    pool.cache(&handles[1..], &[full_hash(1)], &kept).unwrap();
+    pool.advance(1010.0).unwrap();
+    assert_eq!(pool.cached_prefix(&[full_hash(1)]), 0);
+    pool.check_invariants().unwrap();
+    for wrong in [1009.0, f64::NAN, f64::INFINITY, -1.0, 1e12] {
+        assert_eq!(pool.advance(wrong).unwrap_err().code(), "argument.time");
+    }
+    for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let kept = Retention { priority: None, seconds: Some(wrong) };
+        assert_eq!(pool.cache(&[], &[], &kept).unwrap_err().code(), "argument.seconds");
+    }
+}
+
+#[test]
+fn pinned_blocks_are_never_evicted() {
+    let mut pool = with(PoolOptions { pin_blocks: 2, ..PoolOptions::default() }, 6);
+    let handles = allocated(&mut pool, 3);
+    let hashes = [full_hash(1), full_hash(2), full_hash(3)];
+    pool.cache(&handles, &hashes, &KEPT).unwrap();
+    pool.free(&handles).unwrap();
+    pool.advance(7.0).unwrap();
+    let before = (pool.stats(), ids(&pool, &[]));
+    assert_eq!(pool.pin(&hashes, None).unwrap_err().code(), "out_of_blocks.pins");
+    assert_eq!((pool.stats(), ids(&pool, &[])), before);
+    assert_eq!(pool.pin(&hashes[..2], Some(10.0)), Ok(2));
+    assert_eq!(pool.pin(&hashes[..1], Some(20.0)), Ok(1));
+    assert_eq!(pool.pin(&[full_hash(9)], None), Ok(0));
+    pool.check_invariants().unwrap();
+    let rest = allocated(&mut pool, 3);
+    assert!(pool.alloc(&mut [0]).is_err());
+    assert_eq!(pool.cached_prefix(&hashes), 2);
+    pool.advance(17.0).unwrap();
+    assert_eq!(pool.stats().pinned_blocks, 1);
+    pool.check_invariants().unwrap();
+    assert_eq!(pool.unpin(&hashes), 1);
+    assert_eq!(pool.unpin(&hashes), 0);
+    pool.free(&rest).unwrap();
+    assert_eq!(pool.num_free(), 5);
+    pool.check_invariants().unwrap();
+}
+
+#[test]
+fn what_is_forgotten_is_not_found() {
+    let mut pool = with(PoolOptions { pin_blocks: 5, ..PoolOptions::default() }, 8);
+    let handles = allocated(&mut pool, 5);
+    let hashes: Vec<_> = [1, 2, 3, 3, 4].into_iter().map(full_hash).collect();
+    pool.cache(&handles, &hashes, &KEPT).unwrap();
+    pool.free(&handles[1..4]).unwrap();
+    pool.pin(&hashes[..2], None).unwrap();
+    assert_eq!(pool.forget(&[full_hash(3), full_hash(1), full_hash(8)]), 3);
+    pool.check_invariants().unwrap();
+    assert_eq!(pool.stats().pinned_blocks, 1);
+    assert_eq!(pool.cached_prefix(&[full_hash(2), full_hash(4)]), 2);
+    pool.reset();
+    pool.check_invariants().unwrap();
+    assert_eq!(pool.stats().cached_blocks + pool.stats().pinned_blocks, 0);
+    assert_eq!(pool.num_free(), 5);
+    pool.free(&[handles[0], handles[4]]).unwrap();
+    let all = allocated(&mut pool, 7);
+    assert_eq!(pool.stats().evictions, 0);
+    pool.free(&all).unwrap();
+    pool.check_invariants().unwrap();
+}
+
+proptest! {
+    /// Time, pins and priorities in any order: the books stay right, and pinned prefixes stay findable.
+    #[test]
+    fn any_retention_keeps_the_books(steps in proptest::collection::vec((0_u8..9, any::<u8>(), 0_u8..6), 1..120)) {
+        let mut pool = with(
+            PoolOptions { eviction: Eviction::Priority, pin_blocks: 3, event_bytes: 2000, ..PoolOptions::default() },
+            10,
+        );
+        let mut held: Vec<i64> = Vec::new();
+        let mut now = 0.0;
+        for (act, number, hash) in steps {
+            let hashes = [full_hash(hash), full_hash(hash + 1)];
+            match act {
+                0 | 1 => {
+                    let mut handle = [0];
+                    if pool.alloc(&mut handle).is_ok() {
+                        let seconds = (number % 3 == 0).then_some(f64::from(number % 7) + 0.1);
+                        let kept = Retention { priority: Some(number % 101), seconds };
+                        pool.cache(&handle, &hashes[..1], &kept).unwrap();
+                        held.extend(handle);
+                    }
+                }
+                2 | 3 if !held.is_empty() => {
+                    let handle = held.swap_remove(usize::from(number) % held.len());
+                    pool.free(&[handle]).unwrap();
+                }
+                4 => {
+                    let mut handles = [0; 2];
+                    let found = pool.lookup(&hashes, &mut handles).unwrap();
+                    held.extend(&handles[..found]);
+                }
+                5 => {
+                    let seconds = (number % 2 == 0).then_some(f64::from(number));
+                    let pinned = pool.pin(&hashes, seconds);
+                    if let Ok(count) = pinned {
+                        prop_assert_eq!(count, pool.cached_prefix(&hashes));
+                    }
+                }
+                6 => {
+                    pool.unpin(&hashes);
+                }
+                7 => {
+                    now += f64::from(number) / 50.0;
+                    pool.advance(now).unwrap();
+                }
+                8 if number < 20 => {
+                    pool.reset();
+                }
+                _ => {
+                    pool.forget(&hashes[..1]);
+                }
+            }
+            pool.check_invariants().unwrap();
+        }
+        pool.free(&held).unwrap();
+        pool.reset();
+        pool.check_invariants().unwrap();
+        prop_assert_eq!(pool.num_free(), 9);
+    }
 }

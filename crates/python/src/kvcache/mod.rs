@@ -2,9 +2,11 @@
 
 mod copy;
 mod count;
+mod events;
 mod extra_keys;
 mod hash;
 mod host;
+mod manager;
 mod nonfinite;
 mod pool;
 mod tier;
@@ -17,7 +19,9 @@ impl From<KvCacheError> for NativeError {
     fn from(error: KvCacheError) -> Self {
         let native = Self::new(error.kind(), error.code(), error.to_string());
         match error {
-            KvCacheError::OutOfBlocks { needed, free } => native.with("needed", needed).with("free", free),
+            KvCacheError::OutOfBlocks { needed, free } | KvCacheError::PinBudget { needed, left: free } => {
+                native.with("needed", needed).with("free", free)
+            }
             _ => native,
         }
     }
@@ -32,6 +36,8 @@ pub(crate) mod kvcache {
     use super::hash::{hash_blocks, hash_prompt, none_hash, xxh3_128};
     #[pymodule_export]
     use super::host::HostPool;
+    #[pymodule_export]
+    use super::manager::BlockManager;
     #[pymodule_export]
     use super::nonfinite::{scan_nonfinite, scrub};
     #[pymodule_export]

@@ -12,6 +12,7 @@ mod exchange;
 mod ids;
 mod lend;
 mod numpy;
+mod target;
 mod tokens;
 
 use infer_accel_tensor::{DType, ErrorKind, Layout, TensorError, TensorMut, TensorRef};
@@ -23,6 +24,7 @@ use pyo3::type_hint_identifier;
 pub(crate) use bytes::ByteTable;
 pub(crate) use ids::IntTable;
 pub(crate) use lend::lend;
+pub(crate) use target::IntTarget;
 pub(crate) use tokens::{TokenIds, TokenView};
 
 use crate::errors::NativeError;

@@ -6,12 +6,14 @@ It has the names and signatures of the native module, so that either can serve t
 from __future__ import annotations
 
 from infer_accel._reference.kvcache.hashing import hash_blocks, none_hash, xxh3_128
+from infer_accel._reference.kvcache.manager import BlockManager
 from infer_accel._reference.kvcache.nonfinite import HostPool, scan_nonfinite, scrub
 from infer_accel._reference.kvcache.pages import page_copy, page_gather, page_scatter
 from infer_accel._reference.kvcache.pool import BlockPool
 from infer_accel._reference.kvcache.tier import DiskTier
 
 __all__ = [
+    "BlockManager",
     "BlockPool",
     "DiskTier",
     "HostPool",

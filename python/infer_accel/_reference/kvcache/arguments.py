@@ -37,7 +37,7 @@ def flat_of(values: object, code: str = "shape.handles") -> list[int]:
     return flat
 
 
-def rows_of(hashes: object) -> list[bytes]:
+def rows_of(hashes: object, digest_bytes: int = _DIGEST_BYTES) -> list[bytes]:
     if isinstance(hashes, list | tuple):
         if not all(isinstance(row, bytes) for row in hashes) or len({len(row) for row in hashes}) > 1:
             raise DTypeError("something else than hashes of one length came", code="dtype.bytes")
@@ -46,7 +46,7 @@ def rows_of(hashes: object) -> list[bytes]:
         table = np.asarray(hashes)
         if table.dtype != np.uint8:
             raise DTypeError(f"{table.dtype} came where bytes are expected", code="dtype.bytes")
-    if table.shape != (0,) and table.shape[1:] != (_DIGEST_BYTES,):
+    if table.shape != (0,) and table.shape[1:] != (digest_bytes,):
         raise ShapeError(f"hashes of shape {table.shape} came", code="shape.hashes")
     return [row.tobytes() for row in table]
 

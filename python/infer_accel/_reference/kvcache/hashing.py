@@ -74,11 +74,17 @@ def hash_blocks(
 
 def none_hash(algorithm: str = "sha256_cbor") -> bytes:
     """Return the parent of a first block, vLLM's ``NONE_HASH``; depends on ``PYTHONHASHSEED``."""
+    digest_bytes_of(algorithm)
+    unseeded = "vllm-none-hash" if _ALGORITHMS[algorithm][1] == "sha256" else _RANDOM_SEED
+    return _digest(algorithm, os.environ.get("PYTHONHASHSEED", unseeded))
+
+
+def digest_bytes_of(algorithm: str) -> int:
+    """Return the bytes of a digest."""
     if algorithm not in _ALGORITHMS:
         message = f"algorithm={algorithm!r} came; allowed are {', '.join(_ALGORITHMS)}"
         raise ArgumentError(message, code="argument.algorithm")
-    unseeded = "vllm-none-hash" if _ALGORITHMS[algorithm][1] == "sha256" else _RANDOM_SEED
-    return _digest(algorithm, os.environ.get("PYTHONHASHSEED", unseeded))
+    return _ALGORITHMS[algorithm][2]
 
 
 def xxh3_128(message: bytes) -> bytes:
