@@ -190,7 +190,7 @@ impl BlockPool {
     }
 
     /// The events since the last drain, as tuples.
-    #[pyo3(signature = () -> "list[tuple[typing.Any, ...]]")]
+    #[pyo3(signature = () -> "list[tuple[object, ...]]")]
     fn drain_events<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let events = self.call(py, |pool| Ok(pool.events().map(events::owned).unwrap_or_default()))?;
         events::to_list(py, events)
