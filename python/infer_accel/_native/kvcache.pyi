@@ -6,9 +6,10 @@ from .tokenize import Tokenizer
 from _typeshed import Incomplete, SupportsGetItem
 from collections.abc import Sequence
 from infer_accel._typing import Tensor
+from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["BlockManager", "BlockPool", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "xxh3_128"]
+__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "scan_nonfinite", "scrub", "xxh3_128"]
 
 @final
 class BlockManager:
@@ -143,6 +144,56 @@ class BlockPool:
         Takes pins off; returns how many.
         """
 
+@final
+class DiskTier:
+    """
+    Pages on disk: bounded, checked, shared by processes.
+    """
+    def __new__(cls, /, path: str | PathLike[str], *, capacity_bytes: int, page_bytes: int, fingerprint: bytes, segment_bytes: int | None = None, writer: int | None = None, checksum: str = "xxh3", compression: str | None = None, deadline: SupportsFloat | SupportsIndex | None = None) -> DiskTier: ...
+    def close(self, /) -> None:
+        """
+        Flushes and gives the writer's place back.
+        """
+    def contains(self, /, keys: Tensor | Sequence[bytes]) -> Incomplete:
+        """
+        Which of the pages this process knows to be there.
+        """
+    def flush(self, /) -> None:
+        """
+        Makes all that was stored before this call durable.
+        """
+    def load(self, /, keys: Tensor | Sequence[bytes], out: Tensor, *, num_threads: int | None = None) -> Incomplete:
+        """
+        Loads the pages that are there to the rows of ``out``; returns which those are.
+        """
+    def refresh(self, /) -> None:
+        """
+        Looks for what other processes have stored and removed since.
+        """
+    def stats(self, /) -> list[tuple[str, int]]:
+        """
+        What the tier holds and has done, figure by figure.
+        """
+    def store(self, /, keys: Tensor | Sequence[bytes], pages: Tensor) -> int:
+        """
+        Stores the pages whose keys are new; returns how many those were.
+        """
+    def writer(self, /) -> int:
+        """
+        Which writer of the directory this is.
+        """
+
+@final
+class HostPool:
+    """
+    Memory for pages, in huge pages where the system has them.
+    """
+    def __new__(cls, /, num_pages: int, page_bytes: int, *, prefault: bool = False) -> HostPool: ...
+    def pages(self, /) -> Incomplete:
+        """
+        The pages, ``uint8[num_pages, page_bytes]``; the array keeps the pool alive.
+        """
+
 def hash_blocks(token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, block_size: int, algorithm: str = "sha256_cbor", parent: bytes | None = None, extra_keys: Sequence[Any] | None = None) -> Incomplete:
     """
     Hashes every full block of `token_ids`, as a chain that begins at `parent`.
@@ -172,6 +223,16 @@ def page_gather(sources: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[in
 def page_scatter(sources: SupportsGetItem[int, Tensor], targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: SupportsIndex = 0, num_threads: int | None = None) -> None:
     """
     Copies, in every layer, page ``i`` of the source to page ``ids[i]`` of the target.
+    """
+
+def scan_nonfinite(pages: Tensor, *, dtype: str | None = None, num_threads: int | None = None) -> Incomplete:
+    """
+    Which pages hold a NaN or an infinity.
+    """
+
+def scrub(targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: SupportsIndex = 0) -> None:
+    """
+    Writes zeros to the pages ``ids`` of every layer.
     """
 
 def xxh3_128(message: bytes, /) -> bytes:

@@ -3,9 +3,9 @@
 A *block* holds the keys and values of `block_size` consecutive tokens; a *page* is a block's memory in one
 tensor. :func:`hash_blocks` names a full block by its whole prefix, byte for byte as vLLM does.
 :class:`BlockPool` lends blocks to requests, counts references and finds cached prefixes; :class:`BlockManager`
-runs whole batches of sequences on it. :func:`page_copy` moves pages between tensors of any layout. :class:`DiskTier` keeps pages on disk, checked;
-:class:`PageLayout` says what they hold. :class:`HostPool` is memory for pages, :func:`scan_nonfinite` finds those
-that would poison others.
+runs whole batches of sequences on it. :func:`page_copy` moves pages between tensors of any layout;
+:class:`PageLayout` says what they hold. :class:`DiskTier` keeps pages on disk, checked. :class:`HostPool` is memory
+for pages, :func:`scan_nonfinite` finds those that would poison others.
 
 The functions take numpy arrays and CPU tensors of torch (bfloat16 and float8 included) without a copy. Small
 integer tables (ids, handles, mappings, hashes) are copied privately before they are checked.
