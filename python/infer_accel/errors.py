@@ -31,6 +31,7 @@ __all__ = [
     "ShapeError",
     "StaleBlockError",
     "StorageError",
+    "StoreFullError",
     "TokenizerError",
 ]
 
@@ -135,6 +136,30 @@ class OutOfBlocksError(InferAccelError, MemoryError):
         super().__init__(message, code=code)
         self.needed = needed
         self.free = free
+
+
+class StoreFullError(InferAccelError, MemoryError):
+    """A store of adapters has no room for one more, whatever may be evicted; it is as before.
+
+    Attributes
+    ----------
+    needed : int
+        Bytes that the adapter takes.
+    free : int
+        Bytes that are free.
+    pinned : int
+        Bytes of pinned adapters.
+    """
+
+    code = "store_full"
+
+    def __init__(
+        self, message: str, *, needed: int = 0, free: int = 0, pinned: int = 0, code: str | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.needed = needed
+        self.free = free
+        self.pinned = pinned
 
 
 class StaleBlockError(InferAccelError, ValueError):

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::ServingError;
 use infer_accel_tensor::{DType, ErrorKind, TensorError};
 use thiserror::Error;
 
@@ -209,6 +210,9 @@ pub enum Error {
         /// The format.
         dtype: StoredType,
     },
+    /// What is wrong with a stack of adapters, with a mixed batch, or with a store.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
     /// What is wrong with a view or a setting of any part.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -245,6 +249,7 @@ impl Error {
             | Self::ResidueAdapter { .. }
             | Self::ResidueWeight { .. } => ErrorKind::Integrity,
             Self::Adapter { .. } | Self::Combine { .. } => ErrorKind::Adapter,
+            Self::Serving(error) => error.kind(),
             Self::Tensor(error) => error.kind(),
         }
     }
@@ -276,6 +281,7 @@ impl Error {
             }
             Self::File { problem, .. } => problem.code.code(),
             Self::StoredDType { .. } => "dtype.stored",
+            Self::Serving(error) => error.code(),
             Self::Tensor(error) => error.code(),
         }
     }

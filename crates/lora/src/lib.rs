@@ -9,11 +9,15 @@
 //! * [`apply_adapter`]: `out += scaling · (x · lora_aᵀ) · lora_bᵀ`, within a stated bound; a token's result does not
 //!   depend on its neighbours.
 //!
+//! * [`AdapterStore`]: adapters in memory, packed, bounded by bytes, replaced while others read.
+//!
 //! The arithmetic lives in a private module that has a portable tier and tiers for AVX2 and AVX-512; see
 //! [`infer_accel_tensor::simd`].
 
 pub mod adapter;
 mod apply;
+mod apply_many;
+mod apply_stack;
 mod check;
 pub mod checkpoint;
 mod combine;
@@ -23,16 +27,22 @@ mod merge;
 pub mod problem;
 mod residue;
 pub mod safetensors;
+mod serving_error;
 mod slab;
 mod statistics;
 mod unmerge;
+mod store;
 
 pub use apply::apply_adapter;
+pub use apply_many::{NO_ADAPTER, RunOptions, apply_adapters};
+pub use apply_stack::{AdapterStack, PackedLayer, StackedAdapter};
 pub use check::Options;
 pub use combine::{Method, MethodSettings, combine};
 pub use error::Error;
 pub use merge::{merge_weights, merge_weights_into};
 pub use residue::{AdapterDigest, KERNEL_REVISION, Residue, ResidueBuilder, SlabResidue, UndoCursor};
+pub use serving_error::ServingError;
 pub use slab::{Delta, Rounding, SlabOptions, SlabReport, merge_slab, merge_with_residue};
 pub use statistics::MergeStatistics;
 pub use unmerge::unmerge_weights;
+pub use store::{AdapterStore, LayerSource, StoreStats, StoredAdapter};

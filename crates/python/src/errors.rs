@@ -47,6 +47,7 @@ impl NativeError {
             ErrorKind::Argument => "ArgumentError",
             ErrorKind::Id => "IdError",
             ErrorKind::OutOfBlocks => "OutOfBlocksError",
+            ErrorKind::StoreFull => "StoreFullError",
             ErrorKind::StaleBlock => "StaleBlockError",
             ErrorKind::Adapter => "AdapterError",
             ErrorKind::Tokenizer => "TokenizerError",

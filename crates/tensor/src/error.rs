@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Id,
     /// No free block is left (`OutOfBlocksError`).
     OutOfBlocks,
+    /// A store of adapters that has no room (`StoreFullError`).
+    StoreFull,
     /// A handle whose block was freed since (`StaleBlockError`).
     StaleBlock,
     /// An adapter that must not be used (`AdapterError`).

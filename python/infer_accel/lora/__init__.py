@@ -17,8 +17,8 @@ array([[0.5, 0.5, 0.5],
 from __future__ import annotations
 
 from infer_accel.lora._adapter import Adapter, AdapterLayer, AdapterLedger, AdapterUpdate, Problem
-from infer_accel.lora._apply import apply_adapter
 from infer_accel.lora._checkpoint import merge_checkpoint, unmerge_checkpoint
+from infer_accel.lora._apply import AdapterStack, apply_adapter, apply_adapters
 from infer_accel.lora._merge import merge_weights, unmerge_weights
 from infer_accel.lora._report import (
     MergedAdapter,
@@ -29,21 +29,27 @@ from infer_accel.lora._report import (
     Verification,
 )
 from infer_accel.lora._residue import Residue
+from infer_accel.lora._store import AdapterStore, StoredAdapter, StoreStats
 
 __all__ = [
     "Adapter",
     "AdapterLayer",
     "AdapterLedger",
+    "AdapterStack",
+    "AdapterStore",
     "AdapterUpdate",
     "MergeReport",
     "MergedAdapter",
     "OutputFile",
     "Problem",
     "Residue",
+    "StoreStats",
+    "StoredAdapter",
     "TensorChange",
     "UnmergeReport",
     "Verification",
     "apply_adapter",
+    "apply_adapters",
     "merge_checkpoint",
     "merge_weights",
     "unmerge_checkpoint",

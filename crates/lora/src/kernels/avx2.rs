@@ -63,6 +63,12 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller vouches for AVX2.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
     unsafe fn any_nan(self, other: Self) -> bool {
         // SAFETY: the caller vouches for AVX2.
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, other.0)) != 0 }
@@ -127,6 +133,27 @@ impl Vector for F32x8 {
             let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(low, high));
             [even, odd].map(|half| Self(_mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(half))))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn join(split: [Self; 2]) -> [Self; 2] {
+        // SAFETY: the caller vouches for AVX2.
+        unsafe {
+            let low = _mm256_unpacklo_ps(split[0].0, split[1].0);
+            let high = _mm256_unpackhi_ps(split[0].0, split[1].0);
+            [
+                Self(_mm256_permute2f128_ps::<0x20>(low, high)),
+                Self(_mm256_permute2f128_ps::<0x31>(low, high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn alias(address: *const u8) -> *const u8 {
+        let mut address = address;
+        // SAFETY: no instruction is emitted.
+        unsafe { std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+        address
     }
 
     #[inline(always)]

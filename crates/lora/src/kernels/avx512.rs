@@ -66,6 +66,12 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller vouches for AVX-512.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
     unsafe fn any_nan(self, other: Self) -> bool {
         // SAFETY: the caller vouches for AVX-512.
         unsafe { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, other.0) != 0 }
@@ -128,6 +134,16 @@ impl Vector for F32x16 {
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
             [even, odd].map(|index| Self(_mm512_permutex2var_ps(ordered[0].0, index, ordered[1].0)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn join(split: [Self; 2]) -> [Self; 2] {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            [low, high].map(|index| Self(_mm512_permutex2var_ps(split[0].0, index, split[1].0)))
         }
     }
 

@@ -40,6 +40,11 @@ impl<const N: usize> Vector for Lanes<N> {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self::from_fn(|lane| self.0[lane] + other.0[lane])
+    }
+
+    #[inline(always)]
     unsafe fn any_nan(self, other: Self) -> bool {
         (0..N).any(|lane| self.0[lane].is_nan() || other.0[lane].is_nan())
     }
@@ -88,6 +93,12 @@ impl<const N: usize> Vector for Lanes<N> {
     unsafe fn split(ordered: [Self; 2]) -> [Self; 2] {
         let at = |place: usize| ordered[place / N].0[place % N];
         [0, 1].map(|side| Self::from_fn(|lane| at(2 * lane + side)))
+    }
+
+    #[inline(always)]
+    unsafe fn join(split: [Self; 2]) -> [Self; 2] {
+        let at = |place: usize| split[place % 2].0[place / 2];
+        [0, N].map(|first| Self::from_fn(|lane| at(first + lane)))
     }
 
     #[inline(always)]

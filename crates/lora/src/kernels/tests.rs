@@ -15,6 +15,7 @@ use infer_accel_tensor::{DType, TensorMut, TensorRef, float};
 use proptest::prelude::*;
 
 mod slab;
+mod grouped;
 
 mod wide {
     //! The logic of the AVX-512 tiers over arrays: sixteen lanes, twelve rows, `vdpbf16ps` in software.

@@ -22,6 +22,9 @@ pub(crate) trait Vector: Copy {
     /// `self · factor + addend` in each lane, rounded once.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
 
+    /// `self + other` in each lane.
+    unsafe fn add(self, other: Self) -> Self;
+
     /// Whether a lane of `self` or of `other` is not a number.
     unsafe fn any_nan(self, other: Self) -> bool;
 
@@ -47,6 +50,15 @@ pub(crate) trait Vector: Copy {
 
     /// The even lanes and the odd lanes of two registers in order.
     unsafe fn split(ordered: [Self; 2]) -> [Self; 2];
+
+    /// The inverse of [`Self::split`].
+    unsafe fn join(split: [Self; 2]) -> [Self; 2];
+
+    /// The same address, of which the compiler no longer knows that it is the same.
+    #[inline(always)]
+    fn alias(address: *const u8) -> *const u8 {
+        address
+    }
 
     /// Reads 32 bytes of each of eight rows and writes the words transposed: word `w` of row `r` goes to
     /// `words[w · stride + r]`.

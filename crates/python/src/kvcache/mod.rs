@@ -1,7 +1,7 @@
 //! Paged KV-cache blocks: see the typed module `infer_accel.kvcache`.
 
 mod copy;
-mod count;
+pub(crate) mod count;
 mod events;
 mod extra_keys;
 mod hash;

@@ -5,15 +5,22 @@ mod apply;
 mod checkpoint;
 mod merge;
 mod residue;
+mod store;
 
-use infer_accel_lora::Error;
+use infer_accel_lora::{Error, ServingError};
 use infer_accel_tensor::TensorRef;
 
 use crate::errors::NativeError;
 
 impl From<Error> for NativeError {
     fn from(error: Error) -> Self {
-        Self::new(error.kind(), error.code(), error.to_string())
+        let native = Self::new(error.kind(), error.code(), error.to_string());
+        match error {
+            Error::Serving(ServingError::StoreFull { needed, free, pinned, .. }) => {
+                native.with("needed", needed).with("free", free).with("pinned", pinned)
+            }
+            _ => native,
+        }
     }
 }
 
@@ -30,11 +37,13 @@ pub(crate) mod lora {
         Adapter, AdapterLayer, AdapterLedger, AdapterTensor, AdapterUpdate, examine_adapter, read_headers,
     };
     #[pymodule_export]
-    use super::apply::apply_adapter;
+    use super::apply::{AdapterStack, apply_adapter, apply_adapters};
     #[pymodule_export]
     use super::checkpoint::{merge_checkpoint, unmerge_checkpoint};
     #[pymodule_export]
     use super::merge::{merge_weights, unmerge_weights};
     #[pymodule_export]
     use super::residue::Residue;
+    #[pymodule_export]
+    use super::store::AdapterStore;
 }
