@@ -1,9 +1,9 @@
 //! Applying many adapters to one batch.
 
-use crate::Error;
 use crate::apply_stack::{AdapterStack, Entry};
 use crate::check::{Named, apart, matrix, same};
 use crate::kernels::{self, Segment};
+use crate::{Error, ServingError};
 use infer_accel_tensor::simd::Tier;
 use infer_accel_tensor::{TensorMut, TensorRef, simd, threads};
 
@@ -79,7 +79,7 @@ pub fn apply_adapters(
     let tier = options.tier.unwrap_or_else(simd::tier);
     let tokens = check(&out.as_ref(), x, stack)?;
     if adapter_ids.len() != tokens {
-        return Err(ServingError::AdapterIdCount { got: adapter_ids.len(), tokens });
+        return Err(ServingError::AdapterIdCount { got: adapter_ids.len(), tokens }.into());
     }
     let chosen = choose(stack.entries(), adapter_ids)?;
     let order: Vec<usize> = chosen.iter().map(|&(_, token)| token).collect();
@@ -131,7 +131,7 @@ fn check(out: &TensorRef<'_>, x: &TensorRef<'_>, stack: &AdapterStack) -> Result
     let sizes = [("x", in_features, stack.in_features()), ("out", out_features, stack.out_features())];
     for (name, got, expected) in sizes {
         if let Some(expected) = expected.filter(|&expected| expected != got) {
-            return Err(ServingError::StackWidth { name, got, expected });
+            return Err(ServingError::StackWidth { name, got, expected }.into());
         }
     }
     apart(out, x)?;

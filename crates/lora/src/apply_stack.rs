@@ -3,7 +3,7 @@
 use crate::check::{Named, matrix, same};
 use crate::kernels::{PackedPair, Part};
 use crate::store::Charge;
-use crate::Error;
+use crate::{Error, ServingError};
 use infer_accel_tensor::{TensorError, TensorRef};
 use std::sync::Arc;
 
@@ -40,8 +40,7 @@ impl PackedLayer {
     ///
     /// As [`Self::new`], the scaling aside.
     pub fn byte_len_of(lora_a: &TensorRef<'_>, lora_b: &TensorRef<'_>) -> Result<usize, Error> {
-        let (a, b) =
-            (Named { name: "lora_A", tensor: lora_a }, Named { name: "lora_B", tensor: lora_b });
+        let (a, b) = (Named { name: "lora_A", tensor: lora_a }, Named { name: "lora_B", tensor: lora_b });
         let (rank, _) = matrix(a, "[rank, in_features]")?;
         let (_, b_rank) = matrix(b, "[out_features, rank]")?;
         same(
@@ -150,27 +149,30 @@ impl AdapterStack {
                 let Some(layer) = layer else { continue };
                 let expected = *in_features.get_or_insert(layer.in_features());
                 if layer.in_features() != expected {
-                    return Err(ServingError::StackFeatures { id: adapter.id, got: layer.in_features(), expected });
+                    return Err(ServingError::StackFeatures {
+                        id: adapter.id,
+                        got: layer.in_features(),
+                        expected,
+                    }
+                    .into());
                 }
                 if adapter.layers.len() == count {
                     let width = widths[slice].get_or_insert(layer.out_features());
                     if *width != layer.out_features() {
                         let (got, expected) = (layer.out_features(), *width);
-                        return Err(ServingError::SliceWidth { id: adapter.id, slice, got, expected });
+                        return Err(ServingError::SliceWidth { id: adapter.id, slice, got, expected }.into());
                     }
                 }
             }
         }
-        let mut entries = adapters
-            .into_iter()
-            .map(|adapter| entry(adapter, &widths))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut entries =
+            adapters.into_iter().map(|adapter| entry(adapter, &widths)).collect::<Result<Vec<_>, _>>()?;
         entries.sort_by_key(|entry| entry.id);
         if let Some(pair) = entries.windows(2).find(|pair| pair[0].id == pair[1].id) {
-            return Err(ServingError::RepeatedAdapter { id: pair[0].id });
+            return Err(ServingError::RepeatedAdapter { id: pair[0].id }.into());
         }
         if let Some(first) = entries.first().filter(|entry| entry.id < 0) {
-            return Err(ServingError::NegativeAdapter { id: first.id });
+            return Err(ServingError::NegativeAdapter { id: first.id }.into());
         }
         Ok(Self { in_features, slices: widths, entries })
     }
@@ -223,19 +225,23 @@ impl std::fmt::Debug for AdapterStack {
 /// Places the layers of an adapter side by side.
 fn entry(adapter: StackedAdapter, widths: &[Option<usize>]) -> Result<Entry, Error> {
     let StackedAdapter { id, layers, charge: _charge } = adapter;
-    let part = |layer: PackedLayer, first_column| Part { pair: layer.pair, first_column, scaling: layer.scaling };
+    let part =
+        |layer: PackedLayer, first_column| Part { pair: layer.pair, first_column, scaling: layer.scaling };
     if layers.len() == 1 && widths.len() > 1 {
         // One pair of matrices for all slices.
-        let expected = widths.iter().copied().sum::<Option<usize>>().ok_or(ServingError::UnknownWidth { id })?;
+        let expected =
+            widths.iter().copied().sum::<Option<usize>>().ok_or(ServingError::UnknownWidth { id })?;
         return match layers.into_iter().flatten().next() {
             Some(layer) if layer.out_features() != expected => {
-                Err(ServingError::SliceWidth { id, slice: 0, got: layer.out_features(), expected })
+                Err(ServingError::SliceWidth { id, slice: 0, got: layer.out_features(), expected }.into())
             }
-            layer => Ok(Entry { id, parts: layer.map(|layer| part(layer, 0)).into_iter().collect(), _charge }),
+            layer => {
+                Ok(Entry { id, parts: layer.map(|layer| part(layer, 0)).into_iter().collect(), _charge })
+            }
         };
     }
     if !layers.is_empty() && layers.len() != widths.len() {
-        return Err(ServingError::SliceCount { id, got: layers.len(), expected: widths.len() });
+        return Err(ServingError::SliceCount { id, got: layers.len(), expected: widths.len() }.into());
     }
     let mut first = Some(0);
     let mut parts = Vec::new();

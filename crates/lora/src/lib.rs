@@ -30,8 +30,8 @@ pub mod safetensors;
 mod serving_error;
 mod slab;
 mod statistics;
-mod unmerge;
 mod store;
+mod unmerge;
 
 pub use apply::apply_adapter;
 pub use apply_many::{NO_ADAPTER, RunOptions, apply_adapters};
@@ -44,5 +44,5 @@ pub use residue::{AdapterDigest, KERNEL_REVISION, Residue, ResidueBuilder, SlabR
 pub use serving_error::ServingError;
 pub use slab::{Delta, Rounding, SlabOptions, SlabReport, merge_slab, merge_with_residue};
 pub use statistics::MergeStatistics;
-pub use unmerge::unmerge_weights;
 pub use store::{AdapterStore, LayerSource, StoreStats, StoredAdapter};
+pub use unmerge::unmerge_weights;

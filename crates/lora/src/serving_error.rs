@@ -21,7 +21,9 @@ pub enum ServingError {
         expected: usize,
     },
     /// An adapter of a stack that does not have one entry for each slice.
-    #[error("adapter {id} has {got} slices; this stack has {expected}: pass None for a slice that it leaves alone")]
+    #[error(
+        "adapter {id} has {got} slices; this stack has {expected}: pass None for a slice that it leaves alone"
+    )]
     SliceCount {
         /// The adapter.
         id: i64,
@@ -31,7 +33,9 @@ pub enum ServingError {
         expected: usize,
     },
     /// An adapter of a stack whose outputs are not those of a slice.
-    #[error("adapter {id} has {got} outputs for slice {slice}, which has {expected}: they belong to different layers")]
+    #[error(
+        "adapter {id} has {got} outputs for slice {slice}, which has {expected}: they belong to different layers"
+    )]
     SliceWidth {
         /// The adapter.
         id: i64,
@@ -43,7 +47,9 @@ pub enum ServingError {
         expected: usize,
     },
     /// A slice of which nothing tells how many outputs it has.
-    #[error("where the slices of adapter {id} lie cannot be told: no adapter has a slice before them; pass slices=")]
+    #[error(
+        "where the slices of adapter {id} lie cannot be told: no adapter has a slice before them; pass slices="
+    )]
     UnknownWidth {
         /// The adapter.
         id: i64,
@@ -138,7 +144,9 @@ pub enum ServingError {
         layer: String,
     },
     /// A number that is not finite.
-    #[error("the adapter {name:?} has numbers in the layer {layer:?} that are not finite: it would answer nothing else")]
+    #[error(
+        "the adapter {name:?} has numbers in the layer {layer:?} that are not finite: it would answer nothing else"
+    )]
     NotFinite {
         /// The adapter.
         name: String,
@@ -182,7 +190,9 @@ impl ServingError {
             | Self::RepeatedLayer { .. }
             | Self::NotFinite { .. }
             | Self::OtherBase { .. } => ErrorKind::Adapter,
-            Self::RepeatedAdapter { .. } | Self::NegativeAdapter { .. } | Self::AdapterId { .. } => ErrorKind::Id,
+            Self::RepeatedAdapter { .. } | Self::NegativeAdapter { .. } | Self::AdapterId { .. } => {
+                ErrorKind::Id
+            }
         }
     }
 

@@ -9,6 +9,7 @@ from infer_accel.errors import ArgumentError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from infer_accel._typing import Tensor, TensorT
 
@@ -124,6 +125,8 @@ class AdapterStack:
         Features of a token; None where all adapters leave the layer alone.
     slices : tuple of int or None
         Outputs of each slice; None where nothing tells.
+    core : object
+        What the backend made of them.
     nbytes : int
         Bytes of the packed matrices: those of the arrays, and a little to fill up panels.
 
@@ -146,7 +149,7 @@ class AdapterStack:
     ((0, 1, 2), (1, 8, 0), 4, (6,))
     """
 
-    __slots__ = ("_core",)
+    __slots__ = ("core",)
 
     def __init__(
         self,
@@ -160,44 +163,45 @@ class AdapterStack:
             message = f"{len(names)} ids came for {len(adapters)} adapters; each needs one"
             raise ShapeError(message, code="shape.adapter_ids")
         widths = None if slices is None else list(slices)
-        self._core = _core.AdapterStack([products_of(entry) for entry in adapters], names, widths)
+        self.core = _core.AdapterStack([products_of(entry) for entry in adapters], names, widths)
 
     @classmethod
-    def _of(cls, core: object) -> AdapterStack:
+    def from_core(cls, core: object) -> AdapterStack:
+        """Return the stack of an object of the backend."""
         stack = cls.__new__(cls)
-        stack._core = core
+        stack.core = core
         return stack
 
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids, ascending."""
-        return tuple(self._core.ids)
+        return tuple(self.core.ids)
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """The largest rank of each adapter."""
-        return tuple(self._core.ranks)
+        return tuple(self.core.ranks)
 
     @property
     def in_features(self) -> int | None:
         """Features of a token."""
-        features: int | None = self._core.in_features
+        features: int | None = self.core.in_features
         return features
 
     @property
     def slices(self) -> tuple[int | None, ...]:
         """Outputs of each slice."""
-        return tuple(self._core.slices)
+        return tuple(self.core.slices)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed matrices."""
-        count: int = self._core.nbytes
+        count: int = self.core.nbytes
         return count
 
     def __len__(self) -> int:
         """Return the number of adapters."""
-        return len(self._core.ids)
+        return len(self.core.ids)
 
     def __repr__(self) -> str:
         """Return what the stack holds, in short."""
@@ -211,6 +215,7 @@ def products_of(
     entry: Product | Sequence[Product | None] | None, count: int | None = None
 ) -> list[tuple[Tensor, Tensor, float] | None]:
     """Return the products of one adapter, each with its scaling; exactly `count` of them where that is given."""
+    parts: Sequence[Any]
     parts = [] if entry is None else [entry] if entry and hasattr(entry[0], "shape") else entry
     products: list[tuple[Tensor, Tensor, float] | None] = []
     for part in parts:
@@ -219,9 +224,9 @@ def products_of(
         elif isinstance(part, tuple | list) and len(part) in {2, 3}:
             products.append((part[0], part[1], float(part[2]) if len(part) == 3 else 1.0))
         else:
-            raise ArgumentError(_PRODUCT_RULE, code="argument.adapter")
+            raise ArgumentError(_PRODUCT_RULE, code="argument.matrices")
     if count is not None and len(products) != count:
-        raise ArgumentError(_PRODUCT_RULE, code="argument.adapter")
+        raise ArgumentError(_PRODUCT_RULE, code="argument.matrices")
     return products
 
 
@@ -295,5 +300,5 @@ def apply_adapters(
     ----------
     Chen et al., "Punica: Multi-Tenant LoRA Serving", 2023, arXiv:2310.18547.
     """
-    _core.apply_adapters(x, stack._core, adapter_ids, out=out, num_threads=num_threads)
+    _core.apply_adapters(x, stack.core, adapter_ids, out=out, num_threads=num_threads)
     return out

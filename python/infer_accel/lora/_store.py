@@ -245,7 +245,25 @@ class AdapterStore:
             Slices whose outputs do not fit, or of which nothing tells the width.
         """
         names = [layers] if isinstance(layers, str) else list(layers)
-        return AdapterStack._of(self._core.stack(names, None if slices is None else list(slices)))
+        return AdapterStack.from_core(self._core.stack(names, None if slices is None else list(slices)))
+
+    def stacks(self, layers: Sequence[tuple[Sequence[str], Sequence[int] | None]]) -> list[AdapterStack]:
+        """Return the stacks of several layers at one moment.
+
+        An adapter that another thread replaces meanwhile is the old one in all of them, or the new one in all.
+
+        Parameters
+        ----------
+        layers
+            For each stack the names and the slices, as :meth:`stack` takes them.
+
+        Raises
+        ------
+        ShapeError
+            As :meth:`stack`.
+        """
+        keys = [(list(names), None if slices is None else list(slices)) for names, slices in layers]
+        return [AdapterStack.from_core(core) for core in self._core.stacks(keys)]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -268,7 +286,9 @@ class AdapterStore:
     def __repr__(self) -> str:
         """Return what the store holds, in short."""
         stats = self.stats
-        return f"<AdapterStore: {stats.adapters} adapters, {stats.used_bytes} of {stats.capacity_bytes} bytes>"
+        return (
+            f"<AdapterStore: {stats.adapters} adapters, {stats.used_bytes} of {stats.capacity_bytes} bytes>"
+        )
 
 
 def _stored(described: tuple[str, int, int, list[str], int, int, int]) -> StoredAdapter:

@@ -141,10 +141,7 @@ impl Vector for F32x8 {
         unsafe {
             let low = _mm256_unpacklo_ps(split[0].0, split[1].0);
             let high = _mm256_unpackhi_ps(split[0].0, split[1].0);
-            [
-                Self(_mm256_permute2f128_ps::<0x20>(low, high)),
-                Self(_mm256_permute2f128_ps::<0x31>(low, high)),
-            ]
+            [Self(_mm256_permute2f128_ps::<0x20>(low, high)), Self(_mm256_permute2f128_ps::<0x31>(low, high))]
         }
     }
 
@@ -152,7 +149,9 @@ impl Vector for F32x8 {
     fn alias(address: *const u8) -> *const u8 {
         let mut address = address;
         // SAFETY: no instruction is emitted.
-        unsafe { std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+        unsafe {
+            std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags))
+        };
         address
     }
 

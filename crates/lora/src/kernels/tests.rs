@@ -14,8 +14,8 @@ use infer_accel_tensor::simd::available;
 use infer_accel_tensor::{DType, TensorMut, TensorRef, float};
 use proptest::prelude::*;
 
-mod slab;
 mod grouped;
+mod slab;
 
 mod wide {
     //! The logic of the AVX-512 tiers over arrays: sixteen lanes, twelve rows, `vdpbf16ps` in software.

@@ -2,7 +2,7 @@
 
 use super::budget::Charge;
 use crate::apply_stack::{AdapterStack, PackedLayer, StackedAdapter};
-use crate::{Error, StoredAdapter};
+use crate::{Error, ServingError, StoredAdapter};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -62,14 +62,17 @@ impl Books {
     /// The adapter of a name, as used just now.
     pub(super) fn touch(&mut self, name: &str) -> Result<&mut Entry, Error> {
         self.moments += 1;
-        let entry =
-            self.entries.get_mut(name).ok_or_else(|| ServingError::AdapterAbsent { name: name.to_string() })?;
+        let entry = self
+            .entries
+            .get_mut(name)
+            .ok_or_else(|| ServingError::AdapterAbsent { name: name.to_string() })?;
         entry.used_at = self.moments;
         Ok(entry)
     }
 
     pub(super) fn describe(&self, name: &str) -> Result<StoredAdapter, Error> {
-        let entry = self.entries.get(name).ok_or_else(|| ServingError::AdapterAbsent { name: name.to_string() })?;
+        let entry =
+            self.entries.get(name).ok_or_else(|| ServingError::AdapterAbsent { name: name.to_string() })?;
         Ok(entry.describe(name))
     }
 
@@ -141,7 +144,7 @@ impl Books {
             let expected = [known.out_features(), known.in_features()];
             if got != expected {
                 let (name, layer, other) = (name.to_string(), layer.to_string(), other.clone());
-                return Err(ServingError::OtherBase { name, layer, got, other, expected });
+                return Err(ServingError::OtherBase { name, layer, got, other, expected }.into());
             }
         }
         Ok(())
@@ -149,9 +152,10 @@ impl Books {
 
     /// Takes an adapter out.
     pub(super) fn evict(&mut self, name: &str) -> Result<(), Error> {
-        let entry = self.entries.get(name).ok_or_else(|| ServingError::AdapterAbsent { name: name.to_string() })?;
+        let entry =
+            self.entries.get(name).ok_or_else(|| ServingError::AdapterAbsent { name: name.to_string() })?;
         if entry.pins > 0 {
-            return Err(ServingError::AdapterPinned { name: name.to_string(), pins: entry.pins });
+            return Err(ServingError::AdapterPinned { name: name.to_string(), pins: entry.pins }.into());
         }
         self.entries.remove(name);
         self.stacks.clear();

@@ -11,7 +11,7 @@ mod budget;
 mod tests;
 
 use crate::apply_stack::{AdapterStack, PackedLayer};
-use crate::{Error, kernels};
+use crate::{Error, ServingError, kernels};
 use books::Books;
 use budget::Budget;
 use infer_accel_tensor::TensorRef;
@@ -137,7 +137,8 @@ impl AdapterStore {
     fn reserve(&self, bytes: usize, name: &str, layers: &[LayerSource<'_>]) -> Result<Charge, Error> {
         let mut books = self.lock();
         for layer in layers {
-            let columns = |tensor: &TensorRef<'_>, axis: usize| tensor.shape().get(axis).copied().unwrap_or(0);
+            let columns =
+                |tensor: &TensorRef<'_>, axis: usize| tensor.shape().get(axis).copied().unwrap_or(0);
             books.check_width(name, &layer.name, [columns(&layer.lora_b, 0), columns(&layer.lora_a, 1)])?;
         }
         if let Some(charge) = self.budget.charge(bytes) {
@@ -156,7 +157,8 @@ impl AdapterStore {
             free: self.budget.free(),
             pinned,
             capacity: self.budget.capacity(),
-        })
+        }
+        .into())
     }
 
     /// What the store says of an adapter, which counts as used now.
@@ -194,7 +196,8 @@ impl AdapterStore {
     pub fn unpin(&self, name: &str) -> Result<(), Error> {
         let mut books = self.lock();
         let entry = books.touch(name)?;
-        entry.pins = entry.pins.checked_sub(1).ok_or_else(|| ServingError::NotPinned { name: name.to_string() })?;
+        entry.pins =
+            entry.pins.checked_sub(1).ok_or_else(|| ServingError::NotPinned { name: name.to_string() })?;
         Ok(())
     }
 
@@ -215,6 +218,20 @@ impl AdapterStore {
     /// Slices whose outputs do not fit, or of which nothing tells the width.
     pub fn stack(&self, layers: &[String], slices: Option<&[usize]>) -> Result<Arc<AdapterStack>, Error> {
         self.lock().stack(layers, slices)
+    }
+
+    /// The stacks of several layers at one moment: an adapter that is replaced meanwhile is the old one in all of them
+    /// or the new one in all of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::stack`].
+    pub fn stacks(
+        &self,
+        layers: &[(Vec<String>, Option<Vec<usize>>)],
+    ) -> Result<Vec<Arc<AdapterStack>>, Error> {
+        let mut books = self.lock();
+        layers.iter().map(|(layers, slices)| books.stack(layers, slices.as_deref())).collect()
     }
 
     /// Names of the adapters, the least recently used first.
@@ -252,20 +269,20 @@ impl AdapterStore {
 /// Refuses what cannot be loaded; returns the bytes that it takes.
 fn check(name: &str, layers: &[LayerSource<'_>]) -> Result<usize, Error> {
     if layers.is_empty() {
-        return Err(ServingError::NoLayers { name: name.to_string() });
+        return Err(ServingError::NoLayers { name: name.to_string() }.into());
     }
     let mut names = BTreeSet::new();
     let mut bytes = 0_usize;
     for LayerSource { name: layer, lora_a, lora_b, scaling } in layers {
         bytes = bytes.saturating_add(PackedLayer::byte_len_of(lora_a, lora_b)?);
         if !names.insert(layer) {
-            return Err(ServingError::RepeatedLayer { name: name.to_string(), layer: layer.clone() });
+            return Err(ServingError::RepeatedLayer { name: name.to_string(), layer: layer.clone() }.into());
         }
         if !(*scaling as f32).is_finite() {
             return Err(Error::Scaling { scaling: *scaling });
         }
         if !(kernels::is_finite(lora_a) && kernels::is_finite(lora_b)) {
-            return Err(ServingError::NotFinite { name: name.to_string(), layer: layer.clone() });
+            return Err(ServingError::NotFinite { name: name.to_string(), layer: layer.clone() }.into());
         }
     }
     Ok(bytes)

@@ -48,12 +48,12 @@ fn the_least_recently_used_goes_first() {
     store.get("a").unwrap();
     load(&store, "c", 3.0).unwrap();
     assert_eq!(store.names(), ["a", "c"]);
-    assert!(matches!(store.get("b"), Err(ServingError::AdapterAbsent { .. })));
+    assert!(matches!(store.get("b"), Err(Error::Serving(ServingError::AdapterAbsent { .. }))));
     // A name that comes back is somebody new: its old id means nothing any more.
     store.evict("a").unwrap();
     let again = load(&store, "a", 1.0).unwrap();
     assert_ne!(first.id, again.id);
-    assert!(matches!(applied(&stack(&store), first.id), Err(ServingError::AdapterId { .. })));
+    assert!(matches!(applied(&stack(&store), first.id), Err(Error::Serving(ServingError::AdapterId { .. }))));
 }
 
 #[test]
@@ -64,11 +64,12 @@ fn pins_hold_and_a_full_store_says_so() {
     load(&store, "b", 1.0).unwrap();
     store.pin("a").unwrap();
     store.pin("b").unwrap();
-    let full = ServingError::StoreFull { needed: bytes, free: 0, pinned: 2 * bytes, capacity: 2 * bytes };
+    let full =
+        ServingError::StoreFull { needed: bytes, free: 0, pinned: 2 * bytes, capacity: 2 * bytes }.into();
     assert_eq!(load(&store, "c", 1.0), Err(full));
-    assert!(matches!(store.evict("a"), Err(ServingError::AdapterPinned { pins: 1, .. })));
+    assert!(matches!(store.evict("a"), Err(Error::Serving(ServingError::AdapterPinned { pins: 1, .. }))));
     store.unpin("b").unwrap();
-    assert!(matches!(store.unpin("b"), Err(ServingError::NotPinned { .. })));
+    assert!(matches!(store.unpin("b"), Err(Error::Serving(ServingError::NotPinned { .. }))));
     load(&store, "c", 1.0).unwrap();
     assert_eq!(store.names(), ["a", "c"]);
 }
@@ -84,9 +85,9 @@ fn what_a_reader_holds_counts_until_it_is_done() {
     assert_eq!(applied(&held, id), Ok([5.0; 4]));
     load(&store, "b", 1.0).unwrap();
     assert!(matches!(load(&store, "c", 1.0), Ok(_)), "b is not held and goes");
-    assert!(matches!(store.get("b"), Err(ServingError::AdapterAbsent { .. })));
+    assert!(matches!(store.get("b"), Err(Error::Serving(ServingError::AdapterAbsent { .. }))));
     store.pin("c").unwrap();
-    assert!(matches!(load(&store, "d", 1.0), Err(ServingError::StoreFull { .. })));
+    assert!(matches!(load(&store, "d", 1.0), Err(Error::Serving(ServingError::StoreFull { .. }))));
     drop(held);
     load(&store, "d", 1.0).unwrap();
 }
@@ -95,8 +96,8 @@ fn what_a_reader_holds_counts_until_it_is_done() {
 fn a_refused_load_changes_nothing() {
     let store = AdapterStore::new(size());
     load(&store, "a", 1.0).unwrap();
-    assert!(matches!(load(&store, "b", f32::NAN), Err(ServingError::NotFinite { .. })));
-    assert!(matches!(store.load("b", &[]), Err(ServingError::NoLayers { .. })));
+    assert!(matches!(load(&store, "b", f32::NAN), Err(Error::Serving(ServingError::NotFinite { .. }))));
+    assert!(matches!(store.load("b", &[]), Err(Error::Serving(ServingError::NoLayers { .. }))));
     let numbers = [1.0_f32; 8];
     let layer = |rows: usize| LayerSource {
         name: LAYER.into(),
@@ -104,8 +105,14 @@ fn a_refused_load_changes_nothing() {
         lora_b: TensorRef::from_slice(&numbers[..rows], &[rows, 1]).unwrap(),
         scaling: 1.0,
     };
-    assert!(matches!(store.load("b", &[layer(4), layer(4)]), Err(ServingError::RepeatedLayer { .. })));
-    assert!(matches!(store.load("b", &[layer(5)]), Err(ServingError::OtherBase { got: [5, 1], .. })));
+    assert!(matches!(
+        store.load("b", &[layer(4), layer(4)]),
+        Err(Error::Serving(ServingError::RepeatedLayer { .. }))
+    ));
+    assert!(matches!(
+        store.load("b", &[layer(5)]),
+        Err(Error::Serving(ServingError::OtherBase { got: [5, 1], .. }))
+    ));
     assert_eq!(store.names(), ["a"]);
     assert_eq!(store.stats().evictions, 0);
 }
@@ -121,7 +128,7 @@ fn sixteen_threads_see_whole_adapters_within_the_budget() {
                     for round in 0..400 {
                         let name = format!("n{}", (thread + round) % 12);
                         match load(store, &name, (1 + round % 7) as f32) {
-                            Ok(_) | Err(ServingError::StoreFull { .. }) => {}
+                            Ok(_) | Err(Error::Serving(ServingError::StoreFull { .. })) => {}
                             Err(error) => panic!("{error}"),
                         }
                         if store.pin(&name).is_ok() {

@@ -130,7 +130,8 @@ pub(super) fn apply_adapters(
 ) -> PyResult<()> {
     if adapter_ids.shape().len() != 1 {
         let shape = adapter_ids.shape();
-        let text = format!("adapter ids of shape {shape:?} came; pass them in one dimension, one for each token");
+        let text =
+            format!("adapter ids of shape {shape:?} came; pass them in one dimension, one for each token");
         return Err(NativeError::new(ErrorKind::Shape, "shape.adapter_ids", text).into());
     }
     let options = RunOptions { num_threads, tier: None };

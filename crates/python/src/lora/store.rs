@@ -6,8 +6,8 @@ use infer_accel_lora::{self as core, LayerSource, StoredAdapter};
 use pyo3::prelude::*;
 
 use super::apply::{AdapterStack, Product};
-use crate::kvcache::count::Count;
 use crate::errors::NativeError;
+use crate::kvcache::count::Count;
 use crate::run::run;
 
 /// In the order of the fields of `StoredAdapter` in Python.
@@ -38,12 +38,7 @@ impl AdapterStore {
     }
 
     /// Checks and packs an adapter, layer by layer, and puts it in under a name.
-    fn load(
-        &self,
-        py: Python<'_>,
-        name: &str,
-        layers: Vec<(String, Product<'_>)>,
-    ) -> PyResult<Described> {
+    fn load(&self, py: Python<'_>, name: &str, layers: Vec<(String, Product<'_>)>) -> PyResult<Described> {
         let mut sources = Vec::with_capacity(layers.len());
         for (layer, (a, b, scaling)) in &layers {
             sources.push(LayerSource {
@@ -87,6 +82,16 @@ impl AdapterStore {
         let stack: Arc<core::AdapterStack> =
             run(py, DETACHED, || self.store.stack(&layers, slices.as_deref()))?;
         Ok(AdapterStack { stack })
+    }
+
+    /// The stacks of several layers at one moment.
+    fn stacks(
+        &self,
+        py: Python<'_>,
+        layers: Vec<(Vec<String>, Option<Vec<usize>>)>,
+    ) -> PyResult<Vec<AdapterStack>> {
+        let stacks = run(py, DETACHED, || self.store.stacks(&layers))?;
+        Ok(stacks.into_iter().map(|stack| AdapterStack { stack }).collect())
     }
 
     /// Names, the least recently used first.

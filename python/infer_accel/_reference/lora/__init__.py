@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from infer_accel._reference.lora._combine import Term, combine_module, dare_mask
 from infer_accel._reference.lora._apply import AdapterStack, apply_adapter, apply_adapters
+from infer_accel._reference.lora._combine import Term, combine_module, dare_mask
 from infer_accel._reference.lora._merge import merge_weights, unmerge_weights
 from infer_accel._reference.lora._residue import Residue
 from infer_accel._reference.lora._store import AdapterStore

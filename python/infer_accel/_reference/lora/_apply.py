@@ -88,7 +88,7 @@ class AdapterStack:
             for index, product in enumerate(adapter):
                 if product is not None:
                     self._learn(product, index if len(adapter) == count else None)
-        self.adapters = {}
+        self.adapters: dict[int, list[_Placed]] = {}
         for adapter_id, adapter in sorted(zip(ids, products, strict=True), key=lambda pair: pair[0]):
             if adapter_id in self.adapters:
                 raise IdError(f"two adapters have the id {adapter_id}", code="id.repeated_adapter")
@@ -104,7 +104,9 @@ class AdapterStack:
         self.in_features = in_features
         if index is not None:
             if self.slices[index] not in {None, out_features}:
-                message = f"{out_features} outputs of an adapter of rank {rank}, {self.slices[index]} of others"
+                message = (
+                    f"{out_features} outputs of an adapter of rank {rank}, {self.slices[index]} of others"
+                )
                 raise ShapeError(message, code="shape.slices")
             self.slices[index] = out_features
 
@@ -117,7 +119,8 @@ class AdapterStack:
         if adapter and len(adapter) != len(self.slices):
             message = f"{len(adapter)} slices of an adapter, {len(self.slices)} of the stack"
             raise ShapeError(message, code="shape.slices")
-        placed, first = [], 0
+        placed: list[_Placed] = []
+        first: int | None = 0
         for product, width in zip(adapter, self.slices, strict=False):
             if product is not None:
                 if first is None:

@@ -134,6 +134,10 @@ class AdapterStore:
             products.append(adapter if any(adapter) else [])
         return AdapterStack(products, [entry.adapter_id for entry in self.adapters.values()], slices)
 
+    def stacks(self, layers: Sequence[tuple[Sequence[str], Sequence[int] | None]]) -> list[AdapterStack]:
+        """Return the stacks of several layers at one moment."""
+        return [self.stack(names, slices) for names, slices in layers]
+
     def names(self) -> list[str]:
         """Return the names, the least recently used first."""
         return list(self.adapters)

@@ -117,7 +117,8 @@ pub(in super::super) unsafe fn run(
             tiles.push(Tile { parts: segment.parts, tokens, hidden: hidden_len });
             hidden_len += ranks * ROWS;
         }
-        let multiplications = segment.parts.iter().map(|part| part.pair.byte_len()).fold(0, usize::saturating_add);
+        let multiplications =
+            segment.parts.iter().map(|part| part.pair.byte_len()).fold(0, usize::saturating_add);
         work = work.saturating_add(multiplications.saturating_mul(segment.tokens.len()));
     }
     let call = Call { kernels, out, x, tiles };
@@ -210,9 +211,9 @@ impl Call<'_> {
                         tokens,
                         token_stride: stride,
                         token_count: tile.tokens.len(),
-                        pairs: pair
-                            .pairs()
-                            .wrapping_add(range.start * pair.pair_stride() + first / PARTS * pair.run_bytes()),
+                        pairs: pair.pairs().wrapping_add(
+                            range.start * pair.pair_stride() + first / PARTS * pair.run_bytes(),
+                        ),
                         pair_stride: pair.pair_stride(),
                         pair_count: range.len(),
                         runs: columns.len().div_ceil(PARTS),
@@ -294,9 +295,11 @@ impl Call<'_> {
             for index in staged {
                 let columns = index * width..pair.out_features().min((index + 1) * width);
                 // SAFETY: as above; the kernel works on a copy.
-                unsafe { self.expand_staged(tile, part, columns, |targets| {
-                    kernel(&ExpandJob { targets, ..job_at(index, 1) });
-                }) };
+                unsafe {
+                    self.expand_staged(tile, part, columns, |targets| {
+                        kernel(&ExpandJob { targets, ..job_at(index, 1) });
+                    })
+                };
             }
             hidden = hidden.wrapping_add(2 * pair.pair_count() * ROWS);
         }

@@ -58,7 +58,9 @@ pub(crate) unsafe fn run<V: Vector, S: Storage, const TOKENS: usize, const ALONE
             let mut token = 0;
             while token < job.token_count {
                 token += match job.token_count - token {
-                    left if left >= TOKENS && left != TOKENS + 1 => block::<V, S, TOKENS, 1>(job, token, pair),
+                    left if left >= TOKENS && left != TOKENS + 1 => {
+                        block::<V, S, TOKENS, 1>(job, token, pair)
+                    }
                     2.. => block::<V, S, 2, 1>(job, token, pair),
                     _ => block::<V, S, 1, 1>(job, token, pair),
                 }

@@ -13,7 +13,11 @@ use super::{GroupedKernels, PANEL};
 ///
 /// The processor has the tier of `V`; `source` is readable and `target` writable for the runs.
 #[inline(always)]
-unsafe fn widen<V: Vector, S: Storage, const IS_SPLIT: bool>(source: *const u8, target: *mut f32, runs: usize) {
+unsafe fn widen<V: Vector, S: Storage, const IS_SPLIT: bool>(
+    source: *const u8,
+    target: *mut f32,
+    runs: usize,
+) {
     let step = if IS_SPLIT { 2 * V::LANES } else { V::LANES };
     // SAFETY: the caller vouches for tier and memory.
     unsafe {
@@ -83,4 +87,13 @@ tier!(portable, PORTABLE, Lanes<8>, 3, 2, false, []);
 tier!(#[cfg(target_arch = "x86_64")] avx2, AVX2, crate::kernels::avx2::F32x8, 3, 2, true, [#[target_feature(enable = "avx2,fma,f16c")]]);
 tier!(#[cfg(target_arch = "x86_64")] avx512, AVX512, crate::kernels::avx512::F32x16, 6, 4, true, [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]]);
 // The logic of the AVX-512 tier over arrays, for machines that lack it.
-tier!(#[cfg(test)] wide, WIDE, Lanes<16>, 6, 4, true, []);
+tier!(
+    #[cfg(test)]
+    wide,
+    WIDE,
+    Lanes<16>,
+    6,
+    4,
+    true,
+    []
+);
