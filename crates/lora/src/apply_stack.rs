@@ -224,7 +224,7 @@ impl std::fmt::Debug for AdapterStack {
 
 /// Places the layers of an adapter side by side.
 fn entry(adapter: StackedAdapter, widths: &[Option<usize>]) -> Result<Entry, Error> {
-    let StackedAdapter { id, layers, charge: _charge } = adapter;
+    let StackedAdapter { id, layers, charge } = adapter;
     let part =
         |layer: PackedLayer, first_column| Part { pair: layer.pair, first_column, scaling: layer.scaling };
     if layers.len() == 1 && widths.len() > 1 {
@@ -235,9 +235,11 @@ fn entry(adapter: StackedAdapter, widths: &[Option<usize>]) -> Result<Entry, Err
             Some(layer) if layer.out_features() != expected => {
                 Err(ServingError::SliceWidth { id, slice: 0, got: layer.out_features(), expected }.into())
             }
-            layer => {
-                Ok(Entry { id, parts: layer.map(|layer| part(layer, 0)).into_iter().collect(), _charge })
-            }
+            layer => Ok(Entry {
+                id,
+                parts: layer.map(|layer| part(layer, 0)).into_iter().collect(),
+                _charge: charge,
+            }),
         };
     }
     if !layers.is_empty() && layers.len() != widths.len() {
@@ -251,5 +253,5 @@ fn entry(adapter: StackedAdapter, widths: &[Option<usize>]) -> Result<Entry, Err
         }
         first = first.zip(*width).map(|(first, width)| first + width);
     }
-    Ok(Entry { id, parts, _charge })
+    Ok(Entry { id, parts, _charge: charge })
 }

@@ -129,6 +129,17 @@ pub enum ServingError {
         /// The name.
         name: String,
     },
+    /// An adapter that does more than add a product to linear layers.
+    #[error(
+        "the adapter {name:?} cannot be applied beside its base ({}): merge it instead",
+        reasons.iter().take(4).map(String::as_str).chain((reasons.len() > 4).then_some("…")).collect::<Vec<_>>().join("; ")
+    )]
+    NotServable {
+        /// The name.
+        name: String,
+        /// What it does besides, layer by layer.
+        reasons: Vec<String>,
+    },
     /// An adapter without a layer.
     #[error("the adapter {name:?} has no layers: it would do nothing")]
     NoLayers {
@@ -187,6 +198,7 @@ impl ServingError {
             | Self::AdapterPinned { .. }
             | Self::NotPinned { .. }
             | Self::NoLayers { .. }
+            | Self::NotServable { .. }
             | Self::RepeatedLayer { .. }
             | Self::NotFinite { .. }
             | Self::OtherBase { .. } => ErrorKind::Adapter,
@@ -206,6 +218,7 @@ impl ServingError {
             Self::AdapterAbsent { .. } => "adapter.absent",
             Self::AdapterPinned { .. } => "adapter.pinned",
             Self::NotPinned { .. } => "adapter.not_pinned",
+            Self::NotServable { .. } => "adapter.not_servable",
             Self::NoLayers { .. } => "adapter.no_layers",
             Self::RepeatedLayer { .. } => "adapter.repeated_layer",
             Self::NotFinite { .. } => "adapter.not_finite",

@@ -149,6 +149,8 @@ class LoraModel:
     def load(self, name: str, source: Mapping[str, Product]) -> StoredAdapter:
         """Load an adapter into the store, after a look whether it belongs to this model.
 
+        (``store.load`` takes files; what it loads is applied where the names of layers agree.)
+
         Parameters
         ----------
         name, source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from infer_accel import _backend
@@ -117,7 +118,9 @@ class AdapterStore:
     def __init__(self, capacity_bytes: int) -> None:
         self._core = _core.AdapterStore(capacity_bytes)
 
-    def load(self, name: str, source: Mapping[str, Product]) -> StoredAdapter:
+    def load(
+        self, name: str, source: str | PathLike[str] | Mapping[str, Product], *, follow_symlinks: bool = False
+    ) -> StoredAdapter:
         """Read, check and pack an adapter, and put it in under a name.
 
         Parameters
@@ -126,8 +129,10 @@ class AdapterStore:
             What requests call it. Where the name is taken, the adapter is replaced: it keeps its id and its pins.
             Readers find the old one until the new one is complete, so there must be room for both.
         source
-            The matrices, layer by layer: a mapping from the module's name to ``(lora_A, lora_B)`` or ``(lora_A,
-            lora_B, scaling)``.
+            Where the adapter lies: a PEFT directory, or one file of another naming. Or the matrices themselves, layer
+            by layer: a mapping from the module's name to ``(lora_A, lora_B)`` or ``(lora_A, lora_B, scaling)``.
+        follow_symlinks
+            Whether a symbolic link in the place of a file is followed.
 
         Returns
         -------
@@ -139,7 +144,8 @@ class AdapterStore:
         StoreFullError
             It does not fit, whatever may be evicted; ``needed``, ``free`` and ``pinned`` are in bytes.
         AdapterError
-            Numbers that are not finite, no layers, or a layer of another width than in the adapters of the store.
+            Files or numbers that a strict reading refuses; an adapter that does more than add to linear layers
+            (``adapter.not_servable``: merge it); no layers; a layer of another width than in the adapters of the store.
         ShapeError, DTypeError, ArgumentError
             Matrices that do not fit each other, formats that are not served, a scaling that is not finite.
 
@@ -147,6 +153,8 @@ class AdapterStore:
         -----
         The store is as before when an error is raised.
         """
+        if isinstance(source, str | PathLike):
+            return _stored(self._core.load_path(name, fspath(source), follow_symlinks))
         layers = []
         for layer, entry in source.items():
             (product,) = products_of(entry, count=1)

@@ -147,12 +147,12 @@ impl Vector for F32x8 {
 
     #[inline(always)]
     fn alias(address: *const u8) -> *const u8 {
-        let mut address = address;
+        let mut bits = address.addr();
         // SAFETY: no instruction is emitted.
         unsafe {
-            std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags))
-        };
-        address
+            std::arch::asm!("/* {} */", inout(reg) bits, options(pure, nomem, nostack, preserves_flags));
+            address.with_addr(bits)
+        }
     }
 
     #[inline(always)]

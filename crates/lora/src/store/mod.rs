@@ -6,10 +6,12 @@
 
 mod books;
 mod budget;
+mod servable;
 
 #[cfg(test)]
 mod tests;
 
+use crate::adapter::Adapter;
 use crate::apply_stack::{AdapterStack, PackedLayer};
 use crate::{Error, ServingError, kernels};
 use books::Books;
@@ -131,6 +133,16 @@ impl AdapterStore {
         };
         let packed = layers.iter().map(pack).collect::<Result<BTreeMap<_, _>, Error>>()?;
         self.lock().insert(name, packed, bytes, charge)
+    }
+
+    /// As [`Self::load`], of an adapter that was read from a file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`]; [`ServingError::NotServable`] for what a product beside a linear layer cannot do: `DoRA`,
+    /// biases, replaced modules, embeddings, convolutions, experts. Merge such an adapter instead.
+    pub fn load_adapter(&self, name: &str, adapter: &Adapter) -> Result<StoredAdapter, Error> {
+        self.load(name, &servable::layers(name, adapter)?)
     }
 
     /// Takes bytes of the budget, evicting what may go. Only here, under the lock, are bytes taken.

@@ -1,7 +1,9 @@
 //! `AdapterStore`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use infer_accel_lora::adapter::{Adapter, LoadOptions};
 use infer_accel_lora::{self as core, LayerSource, StoredAdapter};
 use pyo3::prelude::*;
 
@@ -49,6 +51,19 @@ impl AdapterStore {
             });
         }
         run(py, DETACHED, || self.store.load(name, &sources)).map(described)
+    }
+
+    /// Reads an adapter from a directory or a file, and puts it in under a name.
+    #[pyo3(signature = (name, path, follow_symlinks = false))]
+    fn load_path(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        path: PathBuf,
+        follow_symlinks: bool,
+    ) -> PyResult<Described> {
+        let options = LoadOptions { follow_symlinks, ..LoadOptions::default() };
+        run(py, DETACHED, || self.store.load_adapter(name, &Adapter::load(&path, &options)?)).map(described)
     }
 
     /// What the store says of an adapter, which counts as used now.

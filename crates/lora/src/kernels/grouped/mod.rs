@@ -25,6 +25,9 @@ pub(crate) const ROWS: usize = 6;
 /// Outputs of a packed panel, and features of a run: as many as an inner product has partial sums.
 pub(crate) const PANEL: usize = super::shrink::PARTS;
 
+/// Widens whole runs: from, to, how many.
+type WidenFn = unsafe fn(*const u8, *mut f32, usize);
+
 /// The kernels of a tier. Arrays of three are indexed by [`super::storage::Format`].
 pub(super) struct GroupedKernels {
     /// Lanes of a register.
@@ -34,7 +37,7 @@ pub(super) struct GroupedKernels {
     /// Expansion, by the format of the panels, then by that of the target.
     expand: [[unsafe fn(&ExpandJob); 3]; 3],
     /// Widening of whole runs by the format of the tokens: in order, and even features before odd ones.
-    widen: [[unsafe fn(*const u8, *mut f32, usize); 3]; 2],
+    widen: [[WidenFn; 3]; 2],
 }
 
 impl GroupedKernels {

@@ -47,7 +47,7 @@ impl PairShape {
         let outputs = self.out_features.checked_next_multiple_of(OUTPUT_STEP)?;
         let b = outputs.checked_mul(self.rank)?.checked_mul(self.b_format.size())?;
         let whole = a.checked_add(b.checked_next_multiple_of(LINE_BYTES)?)?;
-        (whole <= isize::MAX as usize).then_some((a, whole))
+        isize::try_from(whole).is_ok().then_some((a, whole))
     }
 }
 

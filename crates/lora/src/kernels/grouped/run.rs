@@ -124,16 +124,17 @@ pub(in super::super) unsafe fn run(
     let call = Call { kernels, out, x, tiles };
     let count = call.tiles.len();
     let pieces = if threads == 1 { 1 } else { (work / 2 / THREAD_WORK).clamp(1, threads) };
-    // SAFETY: in all of it: the caller vouches for the matrices; tasks take disjoint tiles, or disjoint ranks and
-    // outputs of a tile, whose inner products lie apart.
     if pieces == 1 || count >= pieces * TILES_PER_THREAD {
         parallel_for(pieces, count, |index| {
             let _control = FloatControl::ieee();
             let tile = &call.tiles[index];
-            with_task(|scratch| unsafe {
+            with_task(|scratch| {
                 let hidden = scratch.ranks.numbers(tile.hidden_len());
-                call.shrink(tile, (0, 1), hidden, scratch);
-                call.expand(tile, (0, 1), hidden);
+                // SAFETY: the caller vouches for the matrices; tasks take disjoint tiles.
+                unsafe {
+                    call.shrink(tile, (0, 1), hidden, scratch);
+                    call.expand(tile, (0, 1), hidden);
+                }
             });
         });
         return;
@@ -146,11 +147,15 @@ pub(in super::super) unsafe fn run(
             let _control = FloatControl::ieee();
             let tile = &call.tiles[index / cuts];
             let hidden = shared.at(tile.hidden);
-            with_task(|scratch| unsafe { call.shrink(tile, (index % cuts, cuts), hidden, scratch) });
+            with_task(|scratch| {
+                // SAFETY: the caller vouches for the matrices; tasks take disjoint ranks.
+                unsafe { call.shrink(tile, (index % cuts, cuts), hidden, scratch) }
+            });
         });
         parallel_for(pieces, count * cuts, |index| {
             let _control = FloatControl::ieee();
             let tile = &call.tiles[index / cuts];
+            // SAFETY: the caller vouches for the matrices; tasks take disjoint outputs.
             unsafe { call.expand(tile, (index % cuts, cuts), shared.at(tile.hidden)) };
         });
     });
@@ -298,7 +303,7 @@ impl Call<'_> {
                 unsafe {
                     self.expand_staged(tile, part, columns, |targets| {
                         kernel(&ExpandJob { targets, ..job_at(index, 1) });
-                    })
+                    });
                 };
             }
             hidden = hidden.wrapping_add(2 * pair.pair_count() * ROWS);
