@@ -3,11 +3,12 @@ Low-rank adapters.
 """
 
 from _typeshed import Incomplete, SupportsGetItem
+from collections.abc import Sequence
 from infer_accel._typing import Tensor
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "examine_adapter", "merge_checkpoint", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
+__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterStack", "AdapterStore", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "apply_adapters", "examine_adapter", "merge_checkpoint", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
 
 @final
 class Adapter:
@@ -146,6 +147,88 @@ class AdapterLedger:
         """
 
 @final
+class AdapterStack:
+    """
+    The adapters of one layer, packed.
+    """
+    def __new__(cls, /, adapters: SupportsGetItem[int, SupportsGetItem[int, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex] | None]], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], slices: SupportsGetItem[int, SupportsIndex] | None = None) -> AdapterStack:
+        """
+        Packs the adapters: of each its products, one for each slice or one for all, and its id.
+        """
+    @property
+    def ids(self, /) -> list[int]:
+        """
+        Ids of the adapters, ascending.
+        """
+    @property
+    def in_features(self, /) -> int | None:
+        """
+        Features of a token, where an adapter tells.
+        """
+    @property
+    def nbytes(self, /) -> int:
+        """
+        Bytes of the packed matrices.
+        """
+    @property
+    def ranks(self, /) -> list[int]:
+        """
+        The largest rank of each adapter.
+        """
+    @property
+    def slices(self, /) -> list[int | None]:
+        """
+        Outputs of each slice, where an adapter or the caller told.
+        """
+
+@final
+class AdapterStore:
+    """
+    Adapters in memory, packed, bounded by bytes.
+    """
+    def __new__(cls, /, capacity_bytes: int) -> AdapterStore: ...
+    def evict(self, /, name: str) -> None:
+        """
+        Takes an adapter out.
+        """
+    def get(self, /, name: str) -> tuple[str, int, int, list[str], int, int, int]:
+        """
+        What the store says of an adapter, which counts as used now.
+        """
+    def load(self, /, name: str, layers: SupportsGetItem[int, tuple[str, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex]]]) -> tuple[str, int, int, list[str], int, int, int]:
+        """
+        Checks and packs an adapter, layer by layer, and puts it in under a name.
+        """
+    def load_path(self, /, name: str, path: str | PathLike[str], follow_symlinks: bool = False) -> tuple[str, int, int, list[str], int, int, int]:
+        """
+        Reads an adapter from a directory or a file, and puts it in under a name.
+        """
+    def names(self, /) -> list[str]:
+        """
+        Names, the least recently used first.
+        """
+    def pin(self, /, name: str) -> tuple[str, int, int, list[str], int, int, int]:
+        """
+        Keeps an adapter from being evicted.
+        """
+    def stack(self, /, layers: SupportsGetItem[int, str], slices: SupportsGetItem[int, SupportsIndex] | None = None) -> AdapterStack:
+        """
+        The adapters of a layer, or of several that the model has fused.
+        """
+    def stacks(self, /, layers: SupportsGetItem[int, tuple[SupportsGetItem[int, str], SupportsGetItem[int, SupportsIndex] | None]]) -> list[AdapterStack]:
+        """
+        The stacks of several layers at one moment.
+        """
+    def stats(self, /) -> tuple[int, int, int, int, int, int, int, int, int, int]:
+        """
+        Bytes: capacity, used, stored, pinned; adapters; loads, swaps, evictions, hits, misses.
+        """
+    def unpin(self, /, name: str) -> None:
+        """
+        Takes a pin away.
+        """
+
+@final
 class AdapterTensor:
     """
     The bytes of a tensor of an adapter, which they keep alive. Read-only.
@@ -274,6 +357,11 @@ class Residue:
 def apply_adapter(x: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor, num_threads: SupportsIndex | None = None) -> None:
     """
     Adds ``scaling · (x @ lora_A.T) @ lora_B.T`` to `out`.
+    """
+
+def apply_adapters(x: Tensor, stack: AdapterStack, adapter_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, out: Tensor, num_threads: SupportsIndex | None = None) -> None:
+    """
+    Adds to each token's outputs what its adapter makes of it.
     """
 
 def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_tensors: SupportsIndex | None = None, num_threads: SupportsIndex | None = None) -> tuple[Adapter | None, list[tuple[str, str, str]], str]:
