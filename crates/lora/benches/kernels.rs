@@ -3,8 +3,11 @@
 //! Ratios within one run mean something; seconds do not.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use infer_accel_lora::{Options, apply_adapter, merge_weights};
-use infer_accel_tensor::{DType, TensorMut, TensorRef, float};
+use infer_accel_lora::{
+    Delta, Options, Rounding, SlabOptions, apply_adapter, merge_slab, merge_weights, merge_with_residue,
+    unmerge_weights,
+};
+use infer_accel_tensor::{DType, TensorMut, TensorRef, float, machine};
 use std::time::Instant;
 
 /// Median seconds of some runs, after one that is not counted.
@@ -81,7 +84,115 @@ fn apply(dtype: DType, tokens: usize, rank: usize, threads: usize) -> f64 {
     })
 }
 
+/// Seconds that this thread has run: a thread that waits for a processor does not count as slow.
+fn thread_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    #[allow(unsafe_code)]
+    // SAFETY: the clock writes to the variable.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time);
+    }
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// The best share of the machine's limits that one thread reaches, limits and merges taken in turns.
+fn share() {
+    let cases: Vec<(DType, DType, usize)> = [8, 16, 64, 256]
+        .into_iter()
+        .flat_map(|rank| {
+            [
+                (DType::BF16, DType::BF16, rank),
+                (DType::BF16, DType::F32, rank),
+                (DType::F16, DType::F16, rank),
+            ]
+        })
+        .collect();
+    let only: Option<usize> = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok());
+    for (base, adapter, rank) in cases {
+        if only.is_some_and(|only| only != rank) {
+            continue;
+        }
+        let [rows, columns] = [1020, 4096];
+        let mut weight = numbers(base, rows * columns, 1);
+        let (a, b) = (numbers(adapter, rank * columns, 2), numbers(adapter, rows * rank, 3));
+        let (a, b) = (view(&a, adapter, [rank, columns]), view(&b, adapter, [rows, rank]));
+        let options = Options { scaling: 1e-3, num_threads: Some(1), tier: None };
+        let (mut best, mut fma, mut bandwidth) = (f64::MAX, 0.0_f64, 0.0_f64);
+        for _ in 0..6 {
+            fma = fma.max(machine::fma_rate(machine::FmaKind::F32, 1));
+            if rank <= 16 {
+                bandwidth = bandwidth.max(machine::read_modify_write_bandwidth(32 << 20, 1));
+            }
+            for _ in 0..if rank > 64 { 4 } else { 16 } {
+                let start = thread_seconds();
+                merge_weights(&mut view_mut(&mut weight, base, [rows, columns]), &a, &b, &options).unwrap();
+                best = best.min(thread_seconds() - start);
+            }
+        }
+        println!(
+            "{} {} rank {rank:3}: {:7.3} ms, {:.3} of FMA ({:.0}), {:.3} of bandwidth ({:.1})",
+            base.name(),
+            adapter.name(),
+            best * 1e3,
+            2.0 * (rows * columns * rank) as f64 / best / fma,
+            fma * 1e-9,
+            (2 * rows * columns * base.size()) as f64 / best / bandwidth,
+            bandwidth * 1e-9,
+        );
+    }
+}
+
+/// What reporting, a residue and undoing cost, in plain merges: the best of each, in turns, on one thread.
+fn extras() {
+    let shape @ [rows, columns] = [1020, 4096];
+    for (base, rank) in [(DType::BF16, 8), (DType::BF16, 16), (DType::BF16, 64), (DType::F32, 16)] {
+        let mut weight = numbers(base, rows * columns, 1);
+        let (a, b) = (numbers(base, rank * columns, 2), numbers(base, rows * rank, 3));
+        let (lora_a, lora_b) = (view(&a, base, [rank, columns]), view(&b, base, [rows, rank]));
+        let deltas = [Delta { lora_a, lora_b, scaling: 1e-4 }];
+        let plain = Options { scaling: 1e-4, num_threads: Some(1), tier: None };
+        let options = SlabOptions { num_threads: Some(1), ..SlabOptions::default() };
+        let mut best = [f64::MAX; 6];
+        for _ in 0..20 {
+            let mut time = |index: usize, work: &mut dyn FnMut(TensorMut<'_>)| {
+                let start = thread_seconds();
+                work(view_mut(&mut weight, base, shape));
+                best[index] = f64::min(best[index], thread_seconds() - start);
+            };
+            time(0, &mut |mut weight| merge_weights(&mut weight, &lora_a, &lora_b, &plain).unwrap());
+            let mut slab = |index, options: SlabOptions<'_>| {
+                time(index, &mut |mut weight| {
+                    drop(merge_slab(&mut weight, None, &deltas, &options).unwrap())
+                });
+            };
+            slab(1, options);
+            slab(2, SlabOptions { statistics: true, ..options });
+            slab(3, SlabOptions { rounding: Rounding::Stochastic { seed: 1 }, ..options });
+            let mut residue = None;
+            time(4, &mut |mut weight| {
+                residue = Some(merge_with_residue(&mut weight, None, &deltas, &options).unwrap().1);
+            });
+            let residue = residue.unwrap();
+            time(5, &mut |mut weight| {
+                unmerge_weights(&mut weight, None, &deltas, &residue, Some(1)).unwrap();
+            });
+        }
+        let [plain, rest @ ..] = best;
+        println!(
+            "{} rank {rank:3}: {:.3} ms; in plain merges: sweep, report, dither, residue, undo: {:.2?}",
+            base.name(),
+            plain * 1e3,
+            rest.map(|seconds| seconds / plain),
+        );
+    }
+}
+
 fn main() {
+    match std::env::var("BENCH").as_deref() {
+        Ok("share") => return share(),
+        Ok("extras") => return extras(),
+        _ => {}
+    }
     let bandwidth = bandwidth();
     println!("read and write in place, one thread: {:.1} GB/s", bandwidth * 1e-9);
     for (base, adapter) in [(DType::BF16, DType::BF16), (DType::F16, DType::F16), (DType::F32, DType::F32)] {

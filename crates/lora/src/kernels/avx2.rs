@@ -69,9 +69,15 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    unsafe fn any_nan(self, other: Self) -> bool {
+    unsafe fn any_nan(pairs: &[[Self; 2]]) -> bool {
         // SAFETY: the caller vouches for AVX2.
-        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, other.0)) != 0 }
+        unsafe {
+            let mut any = _mm256_setzero_ps();
+            for pair in pairs {
+                any = _mm256_or_ps(any, _mm256_cmp_ps::<_CMP_UNORD_Q>(pair[0].0, pair[1].0));
+            }
+            _mm256_movemask_ps(any) != 0
+        }
     }
 
     #[inline(always)]

@@ -72,9 +72,15 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
-    unsafe fn any_nan(self, other: Self) -> bool {
+    unsafe fn any_nan(pairs: &[[Self; 2]]) -> bool {
         // SAFETY: the caller vouches for AVX-512.
-        unsafe { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, other.0) != 0 }
+        unsafe {
+            let mut any = 0;
+            for pair in pairs {
+                any |= _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(pair[0].0, pair[1].0);
+            }
+            any != 0
+        }
     }
 
     #[inline(always)]

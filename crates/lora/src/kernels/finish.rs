@@ -133,6 +133,14 @@ impl RowSink for Finish<'_> {
         // SAFETY: the caller vouches for tier and elements; every buffer holds a segment of the widest format.
         unsafe {
             let source = self.source.dense(row, column, count, buffers.gathered);
+            if let Some(scaling) = self.plain_scaling() {
+                let add = passes.add_stored[self.source.format as usize];
+                add(source, segment.sums(0), scaling, stored, count);
+                if self.with_residue {
+                    self.note(buffers, segment, source, state);
+                }
+                return self.target.scatter(row, column, count, stored);
+            }
             (kernels.widen[self.source.format as usize])(source, values, count);
             if self.with_statistics {
                 buffers.before.copy_from_nonoverlapping(values, count);
@@ -167,6 +175,15 @@ impl Finish<'_> {
     /// Whether there is nothing to add and nothing to convert: then bits stay, whatever they are.
     fn keeps_bits(&self) -> bool {
         self.scalings.is_empty() && self.row_factors.is_none() && self.source.format == self.target.format
+    }
+
+    /// The scaling of a merge of one product, from a format to the same, of which at most a residue is wanted.
+    fn plain_scaling(&self) -> Option<f32> {
+        let is_plain = self.source.format == self.target.format
+            && self.seed.is_none()
+            && self.row_factors.is_none()
+            && !self.with_statistics;
+        if let (&[scaling], true) = (self.scalings, is_plain) { Some(scaling) } else { None }
     }
 
     /// What the segment changed.
@@ -241,6 +258,10 @@ pub(super) unsafe fn restore(
         if scalings.is_empty() && before == after {
             // Nothing was added, and bits stayed.
             return restored.copy_from_nonoverlapping(merged, segment.count * before.size());
+        }
+        if let (&[scaling], true) = (scalings, before == after) {
+            let add = kernels.passes.add_stored[before as usize];
+            return add(merged, segment.sums(0), -scaling, restored, segment.count);
         }
         (kernels.widen[after as usize])(merged, values, segment.count);
         for (part, &scaling) in scalings.iter().enumerate().rev() {

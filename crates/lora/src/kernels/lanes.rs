@@ -45,8 +45,8 @@ impl<const N: usize> Vector for Lanes<N> {
     }
 
     #[inline(always)]
-    unsafe fn any_nan(self, other: Self) -> bool {
-        (0..N).any(|lane| self.0[lane].is_nan() || other.0[lane].is_nan())
+    unsafe fn any_nan(pairs: &[[Self; 2]]) -> bool {
+        pairs.as_flattened().iter().any(|values| values.0.iter().any(|value| value.is_nan()))
     }
 
     #[inline(always)]

@@ -29,6 +29,8 @@ pub(crate) struct Measured {
 pub(crate) struct Passes {
     /// Rounds binary32 numbers to storage, to nearest even; what is not a number becomes the canonical NaN.
     pub(crate) narrow: [unsafe fn(*const f32, *mut u8, usize); 3],
+    /// What a plain merge does, in one pass: reads stored elements, adds `scaling · sums`, rounds to storage.
+    pub(crate) add_stored: [unsafe fn(*const u8, *const f32, f32, *mut u8, usize); 3],
     /// `values = fma(scaling, sums, values)`.
     pub(crate) add_scaled: unsafe fn(*mut f32, *const f32, f32, usize),
     /// `values = factor · values`.
@@ -54,6 +56,17 @@ macro_rules! passes {
         unsafe fn narrow<S: Storage>(values: *const f32, target: *mut u8, count: usize) {
             // SAFETY: this function enables the tier; the caller vouches for the memory.
             unsafe { plain::narrow::<$vector, S>(values, target, count) }
+        }
+        $(#[$enable])*
+        unsafe fn add_stored<S: Storage>(
+            source: *const u8,
+            sums: *const f32,
+            scaling: f32,
+            target: *mut u8,
+            count: usize,
+        ) {
+            // SAFETY: as above.
+            unsafe { plain::add_stored::<$vector, S>(source, sums, scaling, target, count) }
         }
         $(#[$enable])*
         unsafe fn add_scaled(values: *mut f32, sums: *const f32, scaling: f32, count: usize) {
@@ -92,6 +105,7 @@ macro_rules! passes {
         }
         plain::Passes {
             narrow: [narrow::<F32>, narrow::<F16>, narrow::<Bf16>],
+            add_stored: [add_stored::<F32>, add_stored::<F16>, add_stored::<Bf16>],
             add_scaled,
             multiply,
             dither: [dither::<F32>, dither::<F16>, dither::<Bf16>],
@@ -106,6 +120,14 @@ pub(crate) use passes;
 #[inline(always)]
 fn canonical(value: f32) -> f32 {
     if value.is_nan() { CANONICAL_NAN } else { value }
+}
+
+/// The nearest bfloat16 of a number that is canonical if it is none.
+#[inline(always)]
+fn round_bf16(value: f32) -> u16 {
+    let bits = canonical(value).to_bits();
+    // Cannot wrap around: no number and not the canonical NaN has such bits.
+    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 /// See [`Passes::narrow`].
@@ -127,10 +149,7 @@ pub(super) unsafe fn narrow<V: Vector, S: Storage>(values: *const f32, target: *
             Format::Bf16 => {
                 let target = target.cast::<u16>();
                 for at in 0..count {
-                    let bits = canonical(*values.add(at)).to_bits();
-                    // Cannot wrap around: no number and not the canonical NaN has such bits.
-                    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-                    target.add(at).write_unaligned(rounded as u16);
+                    target.add(at).write_unaligned(round_bf16(*values.add(at)));
                 }
             }
             Format::F16 => {
@@ -148,6 +167,56 @@ pub(super) unsafe fn narrow<V: Vector, S: Storage>(values: *const f32, target: *
                         .cast::<u8>()
                         .copy_to_nonoverlapping(target.add(whole).cast(), (count - whole) * size_of::<u16>());
                 }
+            }
+        }
+    }
+}
+
+/// See [`Passes::add_stored`].
+///
+/// # Safety
+///
+/// The processor has the tier of `V`; `source` and `sums` are readable and `target` writable for `count` elements,
+/// and apart.
+#[inline(always)]
+pub(super) unsafe fn add_stored<V: Vector, S: Storage>(
+    source: *const u8,
+    sums: *const f32,
+    scaling: f32,
+    target: *mut u8,
+    count: usize,
+) {
+    // SAFETY: the caller vouches for tier and memory; offsets stay below `count`.
+    unsafe {
+        match S::FORMAT {
+            Format::F32 => {
+                for at in 0..count {
+                    let value = source.cast::<f32>().add(at).read_unaligned();
+                    let value = scaling.mul_add(*sums.add(at), value);
+                    target.cast::<f32>().add(at).write_unaligned(canonical(value));
+                }
+            }
+            Format::Bf16 => {
+                for at in 0..count {
+                    let bits = source.cast::<u16>().add(at).read_unaligned();
+                    let value = f32::from_bits(u32::from(bits) << 16);
+                    let value = scaling.mul_add(*sums.add(at), value);
+                    target.cast::<u16>().add(at).write_unaligned(round_bf16(value));
+                }
+            }
+            Format::F16 => {
+                let whole = count / V::LANES * V::LANES;
+                for at in (0..whole).step_by(V::LANES) {
+                    let values = V::load_f16(source.cast::<u16>().add(at));
+                    let values = V::splat(scaling).mul_add(V::load(sums.add(at)), values);
+                    values.canonical().store_f16(target.cast::<u16>().add(at));
+                }
+                let mut rest = [0.0_f32; PARTS];
+                for (at, value) in rest.iter_mut().enumerate().take(count - whole) {
+                    let before = S::FORMAT.read(source.add((whole + at) * S::SIZE));
+                    *value = scaling.mul_add(*sums.add(whole + at), before);
+                }
+                narrow::<V, S>(rest.as_ptr(), target.add(whole * S::SIZE), count - whole);
             }
         }
     }

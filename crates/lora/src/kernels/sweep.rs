@@ -11,7 +11,7 @@ use super::matrix::Matrix;
 use super::pack::{ColumnPack, Order, RowPack};
 use super::scratch::{Scratch, with_task};
 use super::storage::Format;
-use super::tile::{Tile, TileFn};
+use super::tile::{PANELS_AHEAD, Tile, TileFn};
 use infer_accel_tensor::threads::parallel_for;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -24,9 +24,6 @@ const COLUMN_BYTES: usize = 256 << 10;
 
 /// Bytes of packed rows that a task holds.
 const ROW_BYTES: usize = 512 << 10;
-
-/// Panels from the one at work to the one whose lines are asked for.
-const PANELS_AHEAD: usize = 4;
 
 /// Elements below which a second thread costs more than it brings.
 const THREAD_ELEMENTS: usize = 1 << 14;
@@ -288,30 +285,24 @@ impl Sweep<'_> {
         let packed_rows = block.packed_rows.wrapping_add(block.height * plan.before);
         let packed_columns = block.packed_columns.wrapping_add(block.padded * plan.before);
         let row_panel = packed_rows.wrapping_add((panel - rows.start) * steps);
-        for column in stretch.clone().step_by(width) {
-            let next = column + PANELS_AHEAD * width;
-            let ahead = if next < columns.end {
-                self.touched.offset(0, next - column)
-            } else {
-                let wrapped = (next - columns.end).min(columns.len()) as isize + columns.start as isize;
-                self.touched.offset(self.kernels.panel_rows, 0)
-                    + (wrapped - column as isize) * self.touched.column_stride
-            };
-            let tile = Tile {
-                columns: packed_columns.wrapping_add((column - columns.start) * steps),
-                rows: row_panel,
-                steps,
-                source: self.touched.at(panel, column),
-                source_stride: self.touched.row_stride,
-                target: sums.wrapping_add(column - stretch.start).cast(),
-                target_stride: (SEGMENT * size_of::<f32>()) as isize,
-                ahead,
-                scaling: 1.0,
-            };
-            // SAFETY: the caller vouches for tier and panels; the buffer has a full tile's rows, each as long as a
-            // segment, a multiple of the width of a tile; the kernel only asks for the lines of the source.
-            unsafe { (plan.kernel)(&tile) };
-        }
+        let right = self.touched.offset(0, PANELS_AHEAD * width);
+        let below = self.touched.offset(self.kernels.panel_rows, 0) - self.touched.offset(0, columns.len());
+        let tile = Tile {
+            panels: stretch.len().div_ceil(width),
+            columns: packed_columns.wrapping_add((stretch.start - columns.start) * steps),
+            rows: row_panel,
+            steps,
+            source: self.touched.at(panel, stretch.start),
+            source_stride: self.touched.row_stride,
+            target: sums.cast(),
+            target_stride: (SEGMENT * size_of::<f32>()) as isize,
+            ahead: right,
+            ahead_below: if stretch.end < columns.end { right } else { below + right },
+            scaling: 1.0,
+        };
+        // SAFETY: the caller vouches for tier and panels; the buffer has a full tile's rows, each as long as a segment, a
+        // multiple of the width of a tile; the kernel only asks for the lines of the source.
+        unsafe { (plan.kernel)(&tile) };
     }
 }
 

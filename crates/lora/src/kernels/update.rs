@@ -6,7 +6,7 @@ use super::matrix::Matrix;
 use super::pack::{ColumnPack, Order, RowPack};
 use super::scratch::{Scratch, with_task};
 use super::storage::Format;
-use super::tile::{ONE_PANELS, Tile, TileFn, TileSet};
+use super::tile::{ONE_PANELS, PANELS_AHEAD, Tile, TileFn, TileSet};
 use super::{CallSettings, Kernels};
 use infer_accel_tensor::threads::parallel_for;
 use infer_accel_tensor::{TensorMut, TensorRef};
@@ -20,9 +20,6 @@ const COLUMN_BYTES_ONCE: usize = 16 << 10;
 
 /// Bytes of packed rows that a task holds; read once per block of columns, from any cache.
 const ROW_BYTES: usize = 512 << 10;
-
-/// Panels from the one at work to the one whose lines are asked for.
-const PANELS_AHEAD: usize = 4;
 
 /// Multiplications below which a second thread costs more than it brings.
 const THREAD_WORK: usize = 1 << 18;
@@ -195,74 +192,63 @@ impl Update {
                 // SAFETY: as above.
                 unsafe {
                     (plan.kernels.pack_columns)(&job);
-                    self.run_block(plan, row..row + count, column..column + width, (packed_rows, panels));
+                    let packed = Packed { rows: packed_rows, columns: panels };
+                    self.run_block(plan, row..row + count, column..column + width, &packed);
                 }
             }
         }
     }
 
-    /// Updates a block whose rows and columns are packed.
+    /// Updates a block whose rows and columns are packed, panel of rows by panel of rows.
     ///
     /// # Safety
     ///
     /// As [`Self::run_task`]; `packed` holds the rows and the columns of the block.
-    unsafe fn run_block(
-        &self,
-        plan: &Plan,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        (packed_rows, packed_columns): (*const f32, *const f32),
-    ) {
+    unsafe fn run_block(&self, plan: &Plan, rows: Range<usize>, columns: Range<usize>, packed: &Packed) {
         let is_dense = self.target.has_dense_rows() && self.source.has_dense_rows();
         let mut row = rows.start;
         while row < rows.end {
             let within = (row - rows.start) % plan.kernels.panel_rows;
             let left = (plan.kernels.panel_rows - within).min(rows.end - row);
             let (kernel, count) = plan.tiles.largest(left, plan.kernels.panel_rows);
-            let row_panel = packed_rows.wrapping_add((row - rows.start - within) * plan.steps + within);
+            let row_panel = packed.rows.wrapping_add((row - rows.start - within) * plan.steps + within);
+            let whole = if is_dense { columns.len() / plan.width } else { 0 };
+            let wide = if count == 1 { whole / ONE_PANELS } else { 0 };
+            let single = whole - wide * ONE_PANELS;
+            let below = self.source.offset(count, 0) - (columns.len() * self.source.format.size()) as isize;
+            let right = self.source.offset(0, PANELS_AHEAD * plan.width);
+            let tile = |column: usize, panels: usize| Tile {
+                panels,
+                columns: packed.columns.wrapping_add((column - columns.start) * plan.steps),
+                rows: row_panel,
+                steps: plan.steps,
+                source: self.source.at(row, column),
+                source_stride: self.source.row_stride,
+                target: self.target.at(row, column).cast_mut(),
+                target_stride: self.target.row_stride,
+                ahead: right,
+                ahead_below: below + right,
+                scaling: self.scaling,
+            };
             let mut column = columns.start;
-            while column < columns.end {
-                let (mut kernel, mut width) = (kernel, plan.width.min(columns.end - column));
-                if count == 1 && is_dense && columns.end - column >= ONE_PANELS * plan.width {
-                    (kernel, width) = (plan.tiles.one_wide, ONE_PANELS * plan.width);
+            // SAFETY: the caller vouches for the tier, the elements and the packed panels; a kernel that reaches
+            // beyond the block works on a copy.
+            unsafe {
+                if wide > 0 {
+                    (plan.tiles.one_wide)(&tile(column, wide));
+                    column += wide * ONE_PANELS * plan.width;
                 }
-                let tile = Tile {
-                    columns: packed_columns.wrapping_add((column - columns.start) * plan.steps),
-                    rows: row_panel,
-                    steps: plan.steps,
-                    source: self.source.at(row, column),
-                    source_stride: self.source.row_stride,
-                    target: self.target.at(row, column).cast_mut(),
-                    target_stride: self.target.row_stride,
-                    ahead: self.ahead(plan, column, &columns, count),
-                    scaling: self.scaling,
-                };
-                // SAFETY: the caller vouches for the tier, the elements and the packed panels; a kernel that reaches
-                // beyond the block works on a copy.
-                unsafe {
-                    if is_dense && width >= plan.width {
-                        kernel(&tile);
-                    } else {
-                        self.run_staged(kernel, tile, (row, count), (column, width), plan.width);
-                    }
+                if single > 0 {
+                    kernel(&tile(column, single));
+                    column += single * plan.width;
                 }
-                column += width;
+                while column < columns.end {
+                    let width = plan.width.min(columns.end - column);
+                    self.run_staged(kernel, tile(column, 1), (row, count), (column, width), plan.width);
+                    column += width;
+                }
             }
             row += count;
-        }
-    }
-
-    /// Bytes from a tile to the lines that its kernel asks for: some panels to the right, or, near the end of the
-    /// block, at the beginning of the next rows.
-    #[inline(always)]
-    fn ahead(&self, plan: &Plan, column: usize, columns: &Range<usize>, count: usize) -> isize {
-        let next = column + PANELS_AHEAD * plan.width;
-        if next < columns.end {
-            self.source.offset(0, next - column)
-        } else {
-            let wrapped =
-                (next - columns.end).min(columns.len()) as isize + columns.start as isize - column as isize;
-            self.source.offset(count, 0) + wrapped * self.source.column_stride
         }
     }
 
@@ -300,6 +286,7 @@ impl Update {
                 target: stage,
                 target_stride: stride_bytes,
                 ahead: 0,
+                ahead_below: 0,
                 ..tile
             });
         }
@@ -311,6 +298,12 @@ impl Update {
             }
         }
     }
+}
+
+/// Packed rows and columns of a block.
+struct Packed {
+    rows: *const f32,
+    columns: *const f32,
 }
 
 /// Bytes of the largest tile: 12 rows of 32 columns of binary32.

@@ -25,8 +25,8 @@ pub(crate) trait Vector: Copy {
     /// `self + other` in each lane.
     unsafe fn add(self, other: Self) -> Self;
 
-    /// Whether a lane of `self` or of `other` is not a number.
-    unsafe fn any_nan(self, other: Self) -> bool;
+    /// Whether a lane of any of the registers is not a number.
+    unsafe fn any_nan(pairs: &[[Self; 2]]) -> bool;
 
     /// Replaces what is not a number by the positive quiet NaN without payload.
     unsafe fn canonical(self) -> Self;
