@@ -162,7 +162,7 @@ fn extras() {
             time(0, &mut |mut weight| merge_weights(&mut weight, &lora_a, &lora_b, &plain).unwrap());
             let mut slab = |index, options: SlabOptions<'_>| {
                 time(index, &mut |mut weight| {
-                    drop(merge_slab(&mut weight, None, &deltas, &options).unwrap())
+                    drop(merge_slab(&mut weight, None, &deltas, &options).unwrap());
                 });
             };
             slab(1, options);

@@ -88,6 +88,27 @@ pub enum Error {
         /// The number that came.
         scaling: f64,
     },
+    /// A layer that was refused.
+    #[error("layer {layer}: {error}")]
+    Layer {
+        /// Its place in the list.
+        layer: usize,
+        /// Why.
+        error: Box<Error>,
+    },
+    /// Layers that share memory.
+    #[error(
+        "the weight of layer {target} shares memory with {name} of layer {layer}: each weight may come once, and apart \
+         from all adapters"
+    )]
+    LayerOverlap {
+        /// The layer whose weight is written.
+        target: usize,
+        /// The other argument.
+        name: &'static str,
+        /// The layer of the other argument.
+        layer: usize,
+    },
     /// A name of no rounding.
     #[error("rounding={name:?} came; allowed: \"nearest\", \"stochastic\"")]
     Rounding {
@@ -235,7 +256,8 @@ impl Error {
             | Self::DTypeMismatch { .. }
             | Self::ResidueDType { .. }
             | Self::StoredDType { .. } => ErrorKind::DType,
-            Self::Overlap { .. } => ErrorKind::Overlap,
+            Self::Overlap { .. } | Self::LayerOverlap { .. } => ErrorKind::Overlap,
+            Self::Layer { error, .. } => error.kind(),
             Self::Interrupted(_) => ErrorKind::Interrupted,
             Self::CombineArgument { .. }
             | Self::Scaling { .. }
@@ -266,6 +288,8 @@ impl Error {
             Self::Combine { .. } => "adapter.combine",
             Self::Interrupted(_) => "interrupted",
             Self::Scaling { .. } => "argument.scaling",
+            Self::Layer { error, .. } => error.code(),
+            Self::LayerOverlap { .. } => "overlap.layers",
             Self::Rounding { .. } => "argument.rounding",
             Self::Seed { .. } => "argument.seed",
             Self::ResidueFormat { .. } => "residue.format",

@@ -8,7 +8,7 @@ from infer_accel._typing import Tensor
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterStack", "AdapterStore", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "apply_adapters", "examine_adapter", "merge_checkpoint", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
+__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterStack", "AdapterStore", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "apply_adapters", "examine_adapter", "merge_checkpoint", "merge_many", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
 
 @final
 class Adapter:
@@ -372,6 +372,11 @@ def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_ten
 def merge_checkpoint(base_dir: str | PathLike[str], adapters: SupportsGetItem[int, str | PathLike[str]], out_dir: str | PathLike[str], *, weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], dtype: str | None = None, residue: bool = False, verify: bool = True, resume: bool = True, allow_unused: bool = False, dry_run: bool = False, num_threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
     """
     Adds adapters to a checkpoint; the report as JSON.
+    """
+
+def merge_many(weights: SupportsGetItem[int, Tensor], adapters: SupportsGetItem[int, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex]], *, num_threads: SupportsIndex | None = None) -> None:
+    """
+    Adds to each of `weights` the product of one of `adapters`, each ``(lora_A, lora_B, scaling)``, in place.
     """
 
 def merge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor | None = None, rounding: str = "nearest", seed: SupportsIndex | None = None, magnitude: Tensor | None = None, return_residue: bool = False, num_threads: SupportsIndex | None = None) -> Residue | None:

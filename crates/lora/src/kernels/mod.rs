@@ -45,7 +45,7 @@ pub(crate) use apply::apply;
 pub(crate) use calls::{Outcome, bytes_digest, matrix_digest, merge_slab, undo};
 pub(crate) use grouped::{PackedPair, Part, Segment, apply_segments, is_finite};
 pub(crate) use random::mix;
-pub(crate) use update::merge;
+pub(crate) use update::{merge, merge_all};
 
 /// What a result that is not a number is stored as, whatever NaN the processor made: the positive quiet NaN
 /// without payload.

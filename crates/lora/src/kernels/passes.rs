@@ -24,13 +24,16 @@ pub(crate) struct Measured {
     pub(crate) largest: f32,
 }
 
+/// Source, sums, scaling, target and the number of elements.
+pub(crate) type AddStored = unsafe fn(*const u8, *const f32, f32, *mut u8, usize);
+
 /// The passes of a tier. An array is indexed by [`Format`]; the last argument is the number of elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Passes {
     /// Rounds binary32 numbers to storage, to nearest even; what is not a number becomes the canonical NaN.
     pub(crate) narrow: [unsafe fn(*const f32, *mut u8, usize); 3],
     /// What a plain merge does, in one pass: reads stored elements, adds `scaling · sums`, rounds to storage.
-    pub(crate) add_stored: [unsafe fn(*const u8, *const f32, f32, *mut u8, usize); 3],
+    pub(crate) add_stored: [AddStored; 3],
     /// `values = fma(scaling, sums, values)`.
     pub(crate) add_scaled: unsafe fn(*mut f32, *const f32, f32, usize),
     /// `values = factor · values`.

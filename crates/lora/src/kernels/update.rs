@@ -8,6 +8,7 @@ use super::scratch::{Scratch, with_task};
 use super::storage::Format;
 use super::tile::{ONE_PANELS, PANELS_AHEAD, Tile, TileFn, TileSet};
 use super::{CallSettings, Kernels};
+use crate::slab::Delta;
 use infer_accel_tensor::threads::parallel_for;
 use infer_accel_tensor::{TensorMut, TensorRef};
 use std::ops::Range;
@@ -67,24 +68,50 @@ pub(crate) fn merge(
     lora_b: &TensorRef<'_>,
     settings: &CallSettings,
 ) {
-    let parts = (|| {
-        let written = Matrix { base: target.as_mut_ptr(), ..Matrix::of(&target.as_ref())? };
-        let read = source.map_or(Some(written), Matrix::of)?;
-        Some(Update {
-            source: read,
-            target: written,
-            rows: Matrix::of(lora_b)?,
-            columns: Matrix::of(lora_a)?,
-            scaling: settings.scaling,
-        })
-    })();
-    let update = parts.filter(Update::fits).unwrap_or_else(|| panic!("a merge of unchecked tensors"));
+    let update = Update::of(target, source, lora_a, lora_b, settings.scaling);
     // SAFETY: the tensors are borrowed for this call; the target mutably, hence apart from the others; what the
     // matrices describe is what the tensors hold, and it fits together.
     unsafe { update.run(Kernels::of(settings.tier), settings.threads) }
 }
 
+/// Merges deltas into weights, in place: each weight with its delta and the scaling of it.
+///
+/// # Panics
+///
+/// As [`merge`].
+pub(crate) fn merge_all(
+    layers: &mut [(TensorMut<'_>, Delta<'_>)],
+    scalings: &[f32],
+    settings: &CallSettings,
+) {
+    let update = |((weight, delta), &scaling): (&mut (TensorMut<'_>, Delta<'_>), &f32)| {
+        Update::of(weight, None, &delta.lora_a, &delta.lora_b, scaling)
+    };
+    let updates = layers.iter_mut().zip(scalings).map(update).collect();
+    // SAFETY: as in `merge`; the caller has checked that the weights do not meet.
+    unsafe { run_all(updates, Kernels::of(settings.tier), settings.threads) }
+}
+
 impl Update {
+    /// # Panics
+    ///
+    /// As [`merge`].
+    fn of(
+        target: &mut TensorMut<'_>,
+        source: Option<&TensorRef<'_>>,
+        lora_a: &TensorRef<'_>,
+        lora_b: &TensorRef<'_>,
+        scaling: f32,
+    ) -> Self {
+        let parts = (|| {
+            let written = Matrix { base: target.as_mut_ptr(), ..Matrix::of(&target.as_ref())? };
+            let source = source.map_or(Some(written), Matrix::of)?;
+            let (rows, columns) = (Matrix::of(lora_b)?, Matrix::of(lora_a)?);
+            Some(Self { source, target: written, rows, columns, scaling })
+        })();
+        parts.filter(Self::fits).unwrap_or_else(|| panic!("a merge of unchecked tensors"))
+    }
+
     fn fits(&self) -> bool {
         let Self { source, target, rows, columns, .. } = self;
         source.format == target.format
@@ -98,10 +125,23 @@ impl Update {
     /// # Safety
     ///
     /// All elements of the four matrices are readable, those of the target writable and no two at one address; the
-    /// target is the source or apart from it, and apart from the others; the shapes fit.
-    pub(crate) unsafe fn run(mut self, kernels: &'static Kernels, threads: usize) {
+    /// target is the source or apart from it, and apart from the others; the shapes fit; the processor has the tier.
+    pub(crate) unsafe fn run(self, kernels: &'static Kernels, threads: usize) {
+        // SAFETY: the caller vouches for all of it.
+        unsafe {
+            let Some(cut) = self.cut(kernels, threads) else { return };
+            parallel_for(threads.min(cut.tasks), cut.tasks, |task| cut.run(task));
+        }
+    }
+
+    /// Cuts the update into tasks; `None` if there is nothing to multiply, and all is done.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::run`].
+    unsafe fn cut(mut self, kernels: &'static Kernels, threads: usize) -> Option<Cut> {
         if self.target.is_empty() {
-            return;
+            return None;
         }
         if !self.target.has_dense_rows() && self.target.has_dense_columns() {
             // A transposed view. A product does not depend on which factor comes first.
@@ -109,18 +149,17 @@ impl Update {
             (self.source, self.target) = (self.source.transposed(), self.target.transposed());
         }
         if self.columns.rows == 0 {
-            if self.source.base == self.target.base {
-                return;
-            }
             // Nothing to add: the bits stay, whatever they are.
-            // SAFETY: the caller vouches for source and target.
-            return unsafe { self.source.copy_to(&self.target) };
+            if self.source.base != self.target.base {
+                // SAFETY: the caller vouches for source and target.
+                unsafe { self.source.copy_to(&self.target) };
+            }
+            return None;
         }
         let plan = self.plan(kernels);
         let (rows, columns) = (self.target.rows, self.target.columns);
         let work = rows.saturating_mul(columns).saturating_mul(plan.steps + 8);
         let pieces = if threads == 1 { 1 } else { (work / THREAD_WORK).clamp(1, threads * TASKS_PER_THREAD) };
-        let threads = threads.min(pieces);
         // The longer side is cut: each task packs the whole of the other one.
         let (row_piece, column_piece) = if rows >= columns {
             (rows.div_ceil(pieces).next_multiple_of(kernels.panel_rows), columns)
@@ -128,16 +167,8 @@ impl Update {
             (rows, columns.div_ceil(pieces).next_multiple_of(plan.width))
         };
         let column_pieces = columns.div_ceil(column_piece);
-        parallel_for(threads, rows.div_ceil(row_piece) * column_pieces, |task| {
-            let (row, column) = (task / column_pieces * row_piece, task % column_pieces * column_piece);
-            let _control = FloatControl::ieee();
-            with_task(|scratch| {
-                let rows = row..rows.min(row + row_piece);
-                let columns = column..columns.min(column + column_piece);
-                // SAFETY: the caller vouches for the matrices; tasks take disjoint parts of the target.
-                unsafe { self.run_task(&plan, rows, columns, scratch) }
-            });
-        });
+        let tasks = rows.div_ceil(row_piece) * column_pieces;
+        Some(Cut { update: self, plan, row_piece, column_piece, column_pieces, tasks })
     }
 
     fn plan(&self, kernels: &'static Kernels) -> Plan {
@@ -297,6 +328,55 @@ impl Update {
                 unsafe { to.copy_from_nonoverlapping(stage.add(row * stride + column * size), size) };
             }
         }
+    }
+}
+
+/// Runs updates whose targets do not meet, all of their tasks together on at most `threads` threads.
+///
+/// # Safety
+///
+/// As [`Update::run`] for each; no target meets what another update reads or writes.
+pub(super) unsafe fn run_all(updates: Vec<Update>, kernels: &'static Kernels, threads: usize) {
+    // SAFETY: the caller vouches for the updates.
+    let cuts: Vec<Cut> =
+        updates.into_iter().filter_map(|update| unsafe { update.cut(kernels, threads) }).collect();
+    let mut first_tasks = Vec::with_capacity(cuts.len());
+    let mut tasks = 0;
+    for cut in &cuts {
+        first_tasks.push(tasks);
+        tasks += cut.tasks;
+    }
+    parallel_for(threads.min(tasks), tasks, |task| {
+        let index = first_tasks.partition_point(|&first| first <= task) - 1;
+        // SAFETY: the caller vouches for the updates; each task is run once.
+        unsafe { cuts[index].run(task - first_tasks[index]) };
+    });
+}
+
+/// An update in tasks.
+struct Cut {
+    update: Update,
+    plan: Plan,
+    row_piece: usize,
+    column_piece: usize,
+    column_pieces: usize,
+    tasks: usize,
+}
+
+impl Cut {
+    /// Runs a task.
+    ///
+    /// # Safety
+    ///
+    /// As [`Update::run`]; each task once.
+    unsafe fn run(&self, task: usize) {
+        let row = task / self.column_pieces * self.row_piece;
+        let column = task % self.column_pieces * self.column_piece;
+        let rows = row..self.update.target.rows.min(row + self.row_piece);
+        let columns = column..self.update.target.columns.min(column + self.column_piece);
+        let _control = FloatControl::ieee();
+        // SAFETY: the caller vouches for the matrices; tasks take disjoint parts of the target.
+        with_task(|scratch| unsafe { self.update.run_task(&self.plan, rows, columns, scratch) });
     }
 }
 

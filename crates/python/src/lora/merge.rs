@@ -97,3 +97,28 @@ pub(super) fn unmerge_weights(
     let residue = &residue.get().0;
     run(py, work, || core::unmerge_weights(&mut target, source, &deltas, residue, num_threads))
 }
+
+/// Adds to each of `weights` the product of one of `adapters`, each ``(lora_A, lora_B, scaling)``, in place.
+#[pyfunction]
+#[pyo3(signature = (weights, adapters, *, num_threads = None))]
+pub(super) fn merge_many(
+    py: Python<'_>,
+    weights: Vec<TensorArg<'_>>,
+    adapters: Vec<(TensorArg<'_>, TensorArg<'_>, f64)>,
+    num_threads: Option<usize>,
+) -> PyResult<()> {
+    let mut layers = Vec::with_capacity(weights.len());
+    let mut work = 0;
+    for (weight, (lora_a, lora_b, scaling)) in weights.iter().zip(&adapters) {
+        let delta = Delta {
+            lora_a: lora_a.view().map_err(NativeError::from)?,
+            lora_b: lora_b.view().map_err(NativeError::from)?,
+            scaling: *scaling,
+        };
+        let target = weight.view_mut()?;
+        let columns = target.shape().last().copied().unwrap_or(0);
+        work += target.byte_len() * 2 + multiplication_bytes(&delta.lora_b, columns);
+        layers.push((target, delta));
+    }
+    run(py, work, || core::merge_many(&mut layers, num_threads))
+}

@@ -41,7 +41,7 @@ pub(crate) mod lora {
     #[pymodule_export]
     use super::checkpoint::{merge_checkpoint, unmerge_checkpoint};
     #[pymodule_export]
-    use super::merge::{merge_weights, unmerge_weights};
+    use super::merge::{merge_many, merge_weights, unmerge_weights};
     #[pymodule_export]
     use super::residue::Residue;
     #[pymodule_export]

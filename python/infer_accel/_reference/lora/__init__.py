@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infer_accel._reference.lora._apply import AdapterStack, apply_adapter, apply_adapters
 from infer_accel._reference.lora._combine import Term, combine_module, dare_mask
-from infer_accel._reference.lora._merge import merge_weights, unmerge_weights
+from infer_accel._reference.lora._merge import merge_many, merge_weights, unmerge_weights
 from infer_accel._reference.lora._residue import Residue
 from infer_accel._reference.lora._store import AdapterStore
 
@@ -17,6 +17,7 @@ __all__ = [
     "apply_adapters",
     "combine_module",
     "dare_mask",
+    "merge_many",
     "merge_weights",
     "unmerge_weights",
 ]

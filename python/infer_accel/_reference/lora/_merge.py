@@ -26,13 +26,15 @@ from infer_accel._reference.lora._residue import (
 from infer_accel.errors import ArgumentError, DTypeError, IntegrityError, ShapeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from infer_accel._typing import Tensor
 
     Float32 = NDArray[np.float32]
 
-__all__ = ["merge_weights", "unmerge_weights"]
+__all__ = ["merge_many", "merge_weights", "unmerge_weights"]
 
 _STEP = 0x9E3779B97F4A7C15
 #: Partial sums of the norm of a row.
@@ -126,6 +128,21 @@ def unmerge_weights(
     indices, differences = residue.entries()
     bits.reshape(-1)[indices] += differences.astype(bits.dtype)
     write_bits(target, bits)
+
+
+def merge_many(
+    weights: Sequence[Tensor],
+    adapters: Sequence[tuple[Tensor, Tensor, float]],
+    *,
+    num_threads: int | None = None,
+) -> None:
+    """Add to each weight the product of its adapter, in place."""
+    for weight, (lora_A, lora_B, scaling) in zip(weights, adapters, strict=True):
+        settings(scaling, num_threads)
+        _checked(weight, lora_A, lora_B, weight)
+        require_writable(weight)
+    for weight, (lora_A, lora_B, scaling) in zip(weights, adapters, strict=True):
+        merge_weights(weight, lora_A, lora_B, scaling=scaling)
 
 
 def inner_products(lora_A: Tensor, lora_B: Tensor) -> Float32:

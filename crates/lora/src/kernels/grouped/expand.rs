@@ -143,7 +143,7 @@ unsafe fn block<V: Vector, B: Storage, S: Storage, const COUNT: usize, const SID
                     witness[half] = witness[half].add(sums[half]);
                 }
             }
-            let is_number = !witness[0].any_nan(witness[1]);
+            let is_number = !V::any_nan(&[witness]);
             for (row, sums) in sums.iter().enumerate() {
                 let mut merged = sums[side];
                 if !is_number {
