@@ -38,7 +38,8 @@ def outcome(call: Callable[[], Any]) -> tuple[Any, errors.InferAccelError | None
     try:
         return call(), None
     except errors.InferAccelError as error:
-        return None, error
+        # A traceback would hold the stack of the call, whose bytes count.
+        return None, error.with_traceback(None)
 
 
 class Store(RuleBasedStateMachine):
