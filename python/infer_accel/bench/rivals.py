@@ -18,6 +18,7 @@ _REQUIREMENTS = {
     "peft": "peft",
     "vllm": "vllm",
     "tokenizers": "tokenizers",
+    "safetensors.torch": "safetensors",
     "tiktoken": "tiktoken",
     "gigatoken": "gigatoken",
     "toktok": "toktok-rs",
