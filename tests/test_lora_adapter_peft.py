@@ -61,7 +61,7 @@ def small(name: str, **more: object) -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | more))
 
 
-class Mixed(torch.nn.Module):  # type: ignore[misc, name-defined]
+class Mixed(torch.nn.Module):  # type: ignore[name-defined]
     """One layer of each kind that PEFT wraps."""
 
     def __init__(self) -> None:

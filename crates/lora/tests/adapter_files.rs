@@ -10,9 +10,7 @@ use infer_accel_lora::adapter::{
     examine,
 };
 use infer_accel_lora::problem::ProblemCode;
-use infer_accel_lora::safetensors::{
-    EntryPlan, File, Header, Limits, OpenOptions, StoredType, header_bytes,
-};
+use infer_accel_lora::safetensors::{EntryPlan, File, Header, Limits, OpenOptions, StoredType, header_bytes};
 use infer_accel_tensor::DType;
 use proptest::prelude::*;
 

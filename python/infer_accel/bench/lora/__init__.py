@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infer_accel.bench.lora import _apply, _merge, _mixed, _model
+from infer_accel.bench.lora import _apply, _load, _merge, _mixed, _model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,3 +24,4 @@ def cases(bench: Bench) -> Iterator[Case]:
     yield from _apply.cases(bench)
     yield from _model.cases(bench)
     yield from _mixed.cases(bench)
+    yield from _load.cases(bench)
