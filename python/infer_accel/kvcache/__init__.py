@@ -4,8 +4,9 @@ A *block* holds the keys and values of `block_size` consecutive tokens; a *page*
 tensor. :func:`hash_blocks` names a full block by its whole prefix, byte for byte as vLLM does.
 :class:`BlockPool` lends blocks to requests, counts references and finds cached prefixes; :class:`BlockManager`
 runs whole batches of sequences on it. :func:`page_copy` moves pages between tensors of any layout;
-:class:`PageLayout` says what they hold. :class:`DiskTier` keeps pages on disk, checked. :class:`HostPool` is memory
-for pages, :func:`scan_nonfinite` finds those that would poison others.
+:class:`PageLayout` says what they hold. :class:`DiskTier` keeps pages on disk, checked, and :class:`TieredCache`
+has host memory in front of it. :class:`HostPool` is memory for pages, :func:`scan_nonfinite` finds those that
+would poison others.
 
 The functions take numpy arrays and CPU tensors of torch (bfloat16 and float8 included) without a copy. Small
 integer tables (ids, handles, mappings, hashes) are copied privately before they are checked.
@@ -13,6 +14,7 @@ integer tables (ids, handles, mappings, hashes) are copied privately before they
 
 from __future__ import annotations
 
+from infer_accel.kvcache._cache import CacheStats, TieredCache
 from infer_accel.kvcache._copy import page_copy, page_gather, page_scatter
 from infer_accel.kvcache._events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from infer_accel.kvcache._hash import Algorithm, ExtraKey, PromptBlocks, hash_blocks, hash_prompt, none_hash
@@ -32,6 +34,7 @@ __all__ = [
     "BlockRemoved",
     "BlockStored",
     "CacheGroup",
+    "CacheStats",
     "Checksum",
     "DiskTier",
     "Event",
@@ -43,6 +46,7 @@ __all__ = [
     "PoolStats",
     "PromptBlocks",
     "TierStats",
+    "TieredCache",
     "hash_blocks",
     "hash_prompt",
     "none_hash",

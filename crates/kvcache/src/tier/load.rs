@@ -67,18 +67,31 @@ impl Inner {
         rows: &TargetRows<'_>,
         options: &LoadOptions<'_>,
     ) -> Result<Vec<bool>, crate::KvCacheError> {
-        let due = self.options.deadline.map(|deadline| Instant::now() + deadline);
-        let threads = threads::resolve(options.num_threads)?;
         let mut found = vec![false; keys.len()];
         let everything: Vec<usize> = (0..keys.len()).collect();
-        let missing = self.load_some(keys, &everything, rows, threads, due, options, &mut found)?;
-        if !missing.is_empty() && self.refresh_for_misses(due) {
-            self.load_some(keys, &missing, rows, threads, due, options, &mut found)?;
-        }
-        let hits = found.iter().filter(|&&hit| hit).count();
-        self.counters.hits.add(hits);
-        self.counters.misses.add(keys.len() - hits);
+        self.load_rows(keys, &everything, rows, options, &mut found)?;
         Ok(found)
+    }
+
+    /// Loads what it finds of the rows in `which`, and says so in `found`.
+    pub(super) fn load_rows(
+        &self,
+        keys: &[Key],
+        which: &[usize],
+        rows: &TargetRows<'_>,
+        options: &LoadOptions<'_>,
+        found: &mut [bool],
+    ) -> Result<(), crate::KvCacheError> {
+        let due = self.options.deadline.map(|deadline| Instant::now() + deadline);
+        let threads = threads::resolve(options.num_threads)?;
+        let missing = self.load_some(keys, which, rows, threads, due, options, found)?;
+        if !missing.is_empty() && self.refresh_for_misses(due) {
+            self.load_some(keys, &missing, rows, threads, due, options, found)?;
+        }
+        let hits = which.iter().filter(|&&row| found[row]).count();
+        self.counters.hits.add(hits);
+        self.counters.misses.add(which.len() - hits);
+        Ok(())
     }
 
     /// Loads the rows in `which`; returns those that no segment is known to hold.

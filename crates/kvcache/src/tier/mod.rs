@@ -11,6 +11,7 @@
 //!   process and of the machine, until it is evicted.
 //! - Not promised: that a page which was stored can be loaded. It is a cache.
 
+mod cache;
 mod check;
 mod commit;
 mod device;
@@ -28,6 +29,7 @@ mod stats;
 mod store;
 mod sync;
 
+pub use cache::{CacheOptions, CacheStats, TieredCache};
 pub use check::{Checksum, Compression};
 pub use error::TierError;
 pub use load::LoadOptions;

@@ -1,31 +1,10 @@
 #![allow(unsafe_code)] // pages are memory that Python can change: bytes are copied by address, never as a slice
-//! The caller's pages, one row each.
+//! Pages in memory, one row each: the caller's, or those of the host.
 
 use super::TierError;
+use crate::host::HostPool;
 use infer_accel_tensor::{TensorMut, TensorRef};
-
-/// Pages to read.
-#[derive(Clone, Copy)]
-pub(super) struct SourceRows<'a> {
-    pages: &'a TensorRef<'a>,
-    page_bytes: usize,
-    stride: isize,
-}
-
-/// Pages to write. Each row may be written by one thread at a time.
-#[derive(Clone, Copy)]
-pub(super) struct TargetRows<'a> {
-    first: *mut u8,
-    count: usize,
-    page_bytes: usize,
-    stride: isize,
-    memory: std::marker::PhantomData<&'a u8>,
-}
-
-// SAFETY: an address with bounds, from a view that may be written from any thread.
-unsafe impl Send for TargetRows<'_> {}
-// SAFETY: as above; who writes which row is what `copy_in` asks its caller for.
-unsafe impl Sync for TargetRows<'_> {}
+use std::marker::PhantomData;
 
 /// Bytes from one page to the next, where every page is contiguous and as long as it should be.
 fn page_stride(pages: &TensorRef<'_>, count: usize, page_bytes: usize) -> Result<isize, TierError> {
@@ -47,16 +26,41 @@ fn page_stride(pages: &TensorRef<'_>, count: usize, page_bytes: usize) -> Result
     Ok(if rows == 1 { 0 } else { stride * pages.dtype().size() as isize })
 }
 
+/// Where rows lie: one every so many bytes, or some of them by their numbers.
+#[derive(Clone, Copy)]
+struct Places<'a> {
+    count: usize,
+    stride: isize,
+    numbers: Option<&'a [u32]>,
+}
+
+impl Places<'_> {
+    /// How far behind the first page row `row` begins.
+    fn offset(&self, row: usize) -> isize {
+        assert!(row < self.count, "a row that is not there");
+        let number = self.numbers.map_or(row, |numbers| numbers[row] as usize);
+        number as isize * self.stride
+    }
+}
+
+/// Pages to read.
+#[derive(Clone, Copy)]
+pub(super) struct SourceRows<'a> {
+    first: *const u8,
+    places: Places<'a>,
+    page_bytes: usize,
+    memory: PhantomData<&'a u8>,
+}
+
 impl<'a> SourceRows<'a> {
-    pub(super) fn new(pages: &'a TensorRef<'a>, count: usize, page_bytes: usize) -> Result<Self, TierError> {
-        let stride = page_stride(pages, count, page_bytes)?;
-        Ok(Self { pages, page_bytes, stride })
+    pub(super) fn new(pages: &'a TensorRef<'_>, count: usize, page_bytes: usize) -> Result<Self, TierError> {
+        let places = Places { count, stride: page_stride(pages, count, page_bytes)?, numbers: None };
+        Ok(Self { first: pages.as_ptr(), places, page_bytes, memory: PhantomData })
     }
 
     /// Appends page `row` to `out`.
     pub(super) fn append_to(&self, row: usize, out: &mut Vec<u8>) {
-        assert!(row < self.pages.shape()[0], "a row that is not there");
-        let from = self.pages.as_ptr().wrapping_offset(row as isize * self.stride);
+        let from = self.first.wrapping_offset(self.places.offset(row));
         out.reserve(self.page_bytes);
         // SAFETY: the row exists and is `page_bytes` long and contiguous; the reserved bytes behind the vector's end
         // belong to it, and are initialised before the length says so.
@@ -67,23 +71,83 @@ impl<'a> SourceRows<'a> {
     }
 }
 
+/// Pages to write. Two threads that write one row at once leave a mix of both, as with any memory that threads share
+/// through addresses; the rows of one call are different.
+#[derive(Clone, Copy)]
+pub(super) struct TargetRows<'a> {
+    first: *mut u8,
+    places: Places<'a>,
+    page_bytes: usize,
+    memory: PhantomData<&'a u8>,
+}
+
+// SAFETY: an address with bounds, from a view or a pool that may be written from any thread.
+unsafe impl Send for TargetRows<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for TargetRows<'_> {}
+
 impl<'a> TargetRows<'a> {
     pub(super) fn new(
         pages: &'a mut TensorMut<'_>,
         count: usize,
         page_bytes: usize,
     ) -> Result<Self, TierError> {
-        let stride = page_stride(&pages.as_ref(), count, page_bytes)?;
-        Ok(Self { first: pages.as_mut_ptr(), count, page_bytes, stride, memory: std::marker::PhantomData })
+        let places =
+            Places { count, stride: page_stride(&pages.as_ref(), count, page_bytes)?, numbers: None };
+        Ok(Self { first: pages.as_mut_ptr(), places, page_bytes, memory: PhantomData })
     }
 
-    /// Writes page `row`. Two threads that write one row at once leave a mix of both, as with any memory that
-    /// threads share through addresses; rows of one call are different.
+    /// Writes page `row`.
     pub(super) fn copy_in(&self, row: usize, page: &[u8]) {
-        assert!(row < self.count && page.len() == self.page_bytes, "a page that has no place");
-        let to = self.first.wrapping_offset(row as isize * self.stride);
+        assert!(page.len() == self.page_bytes, "a page of another length");
+        let to = self.first.wrapping_offset(self.places.offset(row));
         // SAFETY: the row exists, is contiguous and as long as the page, as was checked when the view was taken; its
         // memory may be written from any thread. The source is a buffer of ours, which no view of the caller's shows.
         unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), to, page.len()) };
+    }
+}
+
+/// The host's pages. Who holds a slot (see `Slots`) may read it; who fills one has it alone.
+#[derive(Debug)]
+pub(super) struct HostRows(HostPool);
+
+impl HostRows {
+    pub(super) fn new(pool: HostPool) -> Self {
+        Self(pool)
+    }
+
+    fn places<'a>(&self, slots: &'a [u32]) -> Places<'a> {
+        assert!(slots.iter().all(|&slot| (slot as usize) < self.0.num_pages()), "a slot that is not there");
+        Places { count: slots.len(), stride: self.0.page_bytes() as isize, numbers: Some(slots) }
+    }
+
+    /// The pages of some slots, to read.
+    pub(super) fn source<'a>(&'a self, slots: &'a [u32]) -> SourceRows<'a> {
+        let (first, page_bytes) = (self.0.as_ptr().cast_const(), self.0.page_bytes());
+        SourceRows { first, places: self.places(slots), page_bytes, memory: PhantomData }
+    }
+
+    /// The pages of some slots, to write.
+    pub(super) fn target<'a>(&'a self, slots: &'a [u32]) -> TargetRows<'a> {
+        let (first, page_bytes) = (self.0.as_ptr(), self.0.page_bytes());
+        TargetRows { first, places: self.places(slots), page_bytes, memory: PhantomData }
+    }
+
+    /// Copies row `row` of `source` to a slot.
+    pub(super) fn fill(&self, slot: u32, source: &SourceRows<'_>, row: usize) {
+        assert!(source.page_bytes == self.0.page_bytes(), "a page of another length");
+        let from = source.first.wrapping_offset(source.places.offset(row));
+        let to = self.0.as_ptr().wrapping_offset(self.places(&[slot]).offset(0));
+        // SAFETY: both are pages of that length; the pool's memory is known to nobody outside.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, self.0.page_bytes()) };
+    }
+
+    /// Copies a slot to row `row` of `target`.
+    pub(super) fn deliver(&self, slot: u32, target: &TargetRows<'_>, row: usize) {
+        assert!(target.page_bytes == self.0.page_bytes(), "a page of another length");
+        let from = self.0.as_ptr().wrapping_offset(self.places(&[slot]).offset(0));
+        let to = target.first.wrapping_offset(target.places.offset(row));
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), to, self.0.page_bytes()) };
     }
 }

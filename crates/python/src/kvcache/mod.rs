@@ -1,5 +1,6 @@
 //! Paged KV-cache blocks: see the typed module `infer_accel.kvcache`.
 
+mod cache;
 mod copy;
 pub(crate) mod count;
 mod events;
@@ -30,6 +31,8 @@ impl From<KvCacheError> for NativeError {
 /// Paged KV-cache blocks.
 #[pyo3::pymodule]
 pub(crate) mod kvcache {
+    #[pymodule_export]
+    use super::cache::TieredCache;
     #[pymodule_export]
     use super::copy::{page_copy, page_gather, page_scatter};
     #[pymodule_export]

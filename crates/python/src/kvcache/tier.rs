@@ -25,7 +25,7 @@ const LONG: usize = usize::MAX;
 /// Pages on disk: bounded, checked, shared by processes.
 #[pyclass(frozen, module = "infer_accel._native.kvcache")]
 pub(super) struct DiskTier {
-    tier: CoreTier,
+    pub(super) tier: CoreTier,
 }
 
 #[pymethods]

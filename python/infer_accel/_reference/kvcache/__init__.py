@@ -10,13 +10,14 @@ from infer_accel._reference.kvcache.manager import BlockManager
 from infer_accel._reference.kvcache.nonfinite import HostPool, scan_nonfinite, scrub
 from infer_accel._reference.kvcache.pages import page_copy, page_gather, page_scatter
 from infer_accel._reference.kvcache.pool import BlockPool
-from infer_accel._reference.kvcache.tier import DiskTier
+from infer_accel._reference.kvcache.tier import DiskTier, TieredCache
 
 __all__ = [
     "BlockManager",
     "BlockPool",
     "DiskTier",
     "HostPool",
+    "TieredCache",
     "hash_blocks",
     "none_hash",
     "page_copy",

@@ -58,7 +58,7 @@ class DiskTier:
         if segment_bytes is not None and segment_bytes < _HEADER_BYTES + page_bytes:
             raise ArgumentError(f"segment_bytes={segment_bytes} came", code="argument.segment_bytes")
         self._folder = Path(path)
-        self._capacity_bytes, self._page_bytes = capacity_bytes, page_bytes
+        self._capacity_bytes, self.page_bytes = capacity_bytes, page_bytes
         self._writer = 0 if writer is None else writer
         self._process = os.getpid()
         self._closed = False
@@ -73,8 +73,8 @@ class DiskTier:
 
     def store(self, keys: Tensor | Sequence[bytes], pages: Tensor) -> int:
         """Store the pages whose keys are new; return how many those were."""
-        names = self._names(keys)
-        rows = self._rows(pages, len(names))
+        names = self.names(keys)
+        rows = self.rows(pages, len(names))
         stored = 0
         for name, row in zip(names, rows, strict=True):
             if name.exists():
@@ -85,7 +85,7 @@ class DiskTier:
             name.write_bytes(hashlib.blake2b(page, digest_size=_CHECK_BYTES).digest() + page)
             stored += 1
         self._counts["stored_pages"] += stored
-        self._counts["written_bytes"] += stored * (self._page_bytes + _HEADER_BYTES)
+        self._counts["written_bytes"] += stored * (self.page_bytes + _HEADER_BYTES)
         return stored
 
     def load(
@@ -96,8 +96,8 @@ class DiskTier:
         num_threads: int | None = None,  # noqa: ARG002 - one thread is enough for a specification
     ) -> npt.NDArray[np.bool_]:
         """Load the pages that are there to the rows of `out`; return which those are."""
-        names = self._names(keys)
-        rows = self._rows(out, len(names), writable=True)
+        names = self.names(keys)
+        rows = self.rows(out, len(names), writable=True)
         found = np.zeros(len(names), np.bool_)
         for number, name in enumerate(names):
             if not name.exists():
@@ -117,7 +117,7 @@ class DiskTier:
 
     def contains(self, keys: Tensor | Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """Return which of the pages are there."""
-        return np.array([name.exists() for name in self._names(keys)], np.bool_)
+        return np.array([name.exists() for name in self.names(keys)], np.bool_)
 
     def flush(self) -> None:
         """Make all that was stored durable."""
@@ -135,7 +135,7 @@ class DiskTier:
         """Return what the tier holds and has done, figure by figure."""
         self._refuse_if_closed()
         pages = len(self._pages())
-        held = pages * (self._page_bytes + _HEADER_BYTES)
+        held = pages * (self.page_bytes + _HEADER_BYTES)
         counts = {"pages": pages, "segments": pages, "bytes": held, "capacity_bytes": self._capacity_bytes}
         return [*counts.items(), *self._counts.items()]
 
@@ -152,7 +152,7 @@ class DiskTier:
 
     def _make_room(self) -> None:
         pages = self._pages()
-        while (len(pages) + 1) * (self._page_bytes + _HEADER_BYTES) > self._capacity_bytes:
+        while (len(pages) + 1) * (self.page_bytes + _HEADER_BYTES) > self._capacity_bytes:
             oldest = min(pages, key=lambda name: name.stat().st_mtime_ns)
             oldest.unlink()
             pages.remove(oldest)
@@ -162,7 +162,8 @@ class DiskTier:
     def _pages(self) -> list[Path]:
         return list(self._folder.glob("*.page"))
 
-    def _names(self, keys: Tensor | Sequence[bytes]) -> list[Path]:
+    def names(self, keys: Tensor | Sequence[bytes]) -> list[Path]:
+        """Return the files of pages."""
         self._refuse_if_closed()
         rows: list[bytes]
         if isinstance(keys, list | tuple):
@@ -180,16 +181,17 @@ class DiskTier:
             raise ShapeError(f"keys of {len(rows[0])} bytes came", code="shape.keys")
         return [self._folder / f"{row.hex()}.page" for row in rows]
 
-    def _rows(self, pages: Tensor, count: int, *, writable: bool = False) -> npt.NDArray[np.uint8]:
+    def rows(self, pages: Tensor, count: int, *, writable: bool = False) -> npt.NDArray[np.uint8]:
+        """Return pages as rows of bytes, without a copy."""
         array = array_of(pages, writable=writable)
         if array.ndim == 0:
             raise ShapeError("one value came where pages are expected", code="shape.stored_pages")
         if len(array) != count:
             raise ShapeError(f"{len(array)} pages came for {count} keys", code="shape.page_count")
         if count == 0:
-            return np.empty((0, self._page_bytes), np.uint8)
+            return np.empty((0, self.page_bytes), np.uint8)
         inner = array[0]
-        if inner.nbytes != self._page_bytes or not inner.flags.c_contiguous:
+        if inner.nbytes != self.page_bytes or not inner.flags.c_contiguous:
             raise ShapeError(f"pages of shape {array.shape} came", code="shape.stored_pages")
         return array.reshape(count, -1).view(np.uint8)
 
@@ -200,6 +202,132 @@ class DiskTier:
             raise StorageError("this tier is closed", code="storage.closed")
 
 
+class TieredCache:
+    """A dictionary in front of a disk tier; everything is written at once."""
+
+    def __init__(
+        self,
+        disk: DiskTier,
+        *,
+        host_pages: int,
+        queued_writes: int | None = None,
+        queued_prefetches: int = 64,
+        store_deadline: float | None = None,
+    ) -> None:
+        most = host_pages // 2
+        if host_pages < 2 or queued_prefetches < 1 or not 1 <= (queued_writes or most) <= most:
+            smallest = min(host_pages, queued_prefetches, most if queued_writes is None else queued_writes)
+            code = "argument.count" if smallest < 0 else "argument.tier_count"
+            raise ArgumentError("a number of pages that is out of range came", code=code)
+        if queued_writes == 0:
+            raise ArgumentError("queued_writes=0 came", code="argument.tier_count")
+        if store_deadline is not None and not store_deadline > 0:
+            raise ArgumentError(f"store_deadline={store_deadline} came", code="argument.deadline")
+        disk.refresh()
+        self._disk, self._host_pages = disk, host_pages
+        self._host: dict[str, npt.NDArray[np.uint8]] = {}
+        self._closed = False
+        self._counts = dict.fromkeys(_CACHE_COUNTERS, 0)
+
+    def store(self, keys: Tensor | Sequence[bytes], pages: Tensor) -> npt.NDArray[np.bool_]:
+        """Take pages in; return which."""
+        self._refuse_if_closed()
+        self._disk.store(keys, pages)
+        names = self._disk.names(keys)
+        for name, row in zip(names, self._disk.rows(pages, len(names)), strict=True):
+            self._keep(name.name, row)
+        self._counts["stored_pages"] += len(names)
+        self._counts["written_pages"] += len(names)
+        return np.ones(len(names), np.bool_)
+
+    def load(
+        self,
+        keys: Tensor | Sequence[bytes],
+        out: Tensor,
+        *,
+        num_threads: int | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """Load pages to the rows of `out`; return which were there."""
+        self._refuse_if_closed()
+        names = self._disk.names(keys)
+        rows = self._disk.rows(out, len(names), writable=True)
+        in_host = np.array([name.name in self._host for name in names], np.bool_)
+        found = self._disk.load(keys, out, num_threads=num_threads)
+        for number, name in enumerate(names):
+            if in_host[number]:
+                rows[number, :] = self._host[name.name]
+            elif found[number]:
+                self._keep(name.name, rows[number])
+        self._counts["host_hits"] += int(in_host.sum())
+        self._counts["disk_hits"] += int((found & ~in_host).sum())
+        self._counts["misses"] += int((~(found | in_host)).sum())
+        return found | in_host
+
+    def prefetch(self, keys: Tensor | Sequence[bytes]) -> int:
+        """Bring pages from disk; return how many."""
+        self._refuse_if_closed()
+        rows = [row for row in _rows_of(keys) if f"{row.hex()}.page" not in self._host]
+        wanted = [row for row, there in zip(rows, self._disk.contains(rows), strict=True) if there]
+        pages = np.zeros((len(wanted), self._disk.page_bytes), np.uint8)
+        found = self._disk.load(wanted, pages)
+        for row, page, hit in zip(wanted, pages, found, strict=True):
+            if hit:
+                self._keep(f"{row.hex()}.page", page)
+        self._counts["prefetched_pages"] += int(found.sum())
+        return len(wanted)
+
+    def wait_for_prefetches(self) -> None:
+        """Do nothing: they are brought at once."""
+        self._refuse_if_closed()
+
+    def contains(self, keys: Tensor | Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        """Return which pages are in host memory or on disk."""
+        self._refuse_if_closed()
+        in_host = [name.name in self._host for name in self._disk.names(keys)]
+        return self._disk.contains(keys) | np.array(in_host, np.bool_)
+
+    def flush(self) -> None:
+        """Make all that was taken in durable."""
+        self._refuse_if_closed()
+        self._disk.flush()
+
+    def stats(self) -> list[tuple[str, int]]:
+        """Return what the cache holds and has done, figure by figure."""
+        self._refuse_if_closed()
+        host = {"host_pages": len(self._host), "host_capacity": self._host_pages}
+        return [*host.items(), ("queued_writes", 0), ("queued_prefetches", 0), *self._counts.items()]
+
+    def close(self) -> None:
+        """End the use of the cache."""
+        if not self._closed:
+            self._disk.flush()
+        self._closed = True
+
+    def _keep(self, name: str, page: npt.NDArray[np.uint8]) -> None:
+        self._host[name] = self._host.pop(name, page.copy())
+        while len(self._host) > self._host_pages:
+            del self._host[next(iter(self._host))]
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise StorageError("this cache is closed", code="storage.closed")
+
+
+def _rows_of(keys: Tensor | Sequence[bytes]) -> list[bytes]:
+    rows = keys if isinstance(keys, list | tuple) else [row.tobytes() for row in np.asarray(keys)]
+    return list(rows)
+
+
+_CACHE_COUNTERS = (
+    "host_hits",
+    "disk_hits",
+    "misses",
+    "stored_pages",
+    "refused_pages",
+    "written_pages",
+    "failed_writes",
+    "prefetched_pages",
+)
 _COUNTERS = (
     "stored_pages",
     "known_pages",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infer_accel import kvcache
-from infer_accel.bench.kvcache import hashing, pages, pool
+from infer_accel.bench.kvcache import disk, hashing, nonfinite, pages, pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,3 +29,5 @@ def cases(bench: Bench) -> Iterator[Case]:
     yield from hashing.cases(bench, ids)
     yield from pool.cases(bench, kvcache.hash_blocks(ids, block_size=_BLOCK_SIZE))
     yield from pages.cases(bench)
+    yield from nonfinite.cases(bench)
+    yield from disk.cases(bench)

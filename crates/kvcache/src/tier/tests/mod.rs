@@ -10,14 +10,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 
-const PAGE: usize = 1000;
-const KEY: usize = 32;
+pub(super) const PAGE: usize = 1000;
+pub(super) const KEY: usize = 32;
 
 /// A directory of its own, removed at the end.
-struct Directory(PathBuf);
+pub(super) struct Directory(pub(super) PathBuf);
 
 impl Directory {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("infer-accel-tier-{}-{number}", std::process::id()));
@@ -48,28 +48,28 @@ impl Drop for Directory {
     }
 }
 
-fn options() -> TierOptions {
+pub(super) fn options() -> TierOptions {
     TierOptions { segment_bytes: Some(16 << 10), ..TierOptions::new(1 << 20, PAGE, *b"layout") }
 }
 
-fn open(directory: &Directory) -> DiskTier {
+pub(super) fn open(directory: &Directory) -> DiskTier {
     DiskTier::open(&directory.0, &options()).unwrap()
 }
 
-fn open_faulty(directory: &Directory, options: &TierOptions) -> (DiskTier, Arc<Faults>) {
+pub(super) fn open_faulty(directory: &Directory, options: &TierOptions) -> (DiskTier, Arc<Faults>) {
     let (device, faults) = FaultyDevice::make();
     (DiskTier::open_on(&directory.0, options, device).unwrap(), faults)
 }
 
 /// The key and the only right page of a number.
-fn key(number: u32) -> [u8; KEY] {
+pub(super) fn key(number: u32) -> [u8; KEY] {
     let mut key = [0; KEY];
     key[..4].copy_from_slice(&number.to_le_bytes());
     key[20..24].copy_from_slice(&number.wrapping_mul(77).to_le_bytes());
     key
 }
 
-fn page(number: u32) -> Vec<u8> {
+pub(super) fn page(number: u32) -> Vec<u8> {
     let mut state = number.wrapping_mul(0x9e37_79b9).wrapping_add(1);
     let mut step = || {
         state ^= state << 13;
@@ -108,7 +108,7 @@ fn all(found: &[bool]) -> bool {
     found.iter().all(|&hit| hit)
 }
 
-fn code<T: std::fmt::Debug>(result: Result<T, KvCacheError>) -> &'static str {
+pub(super) fn code<T: std::fmt::Debug>(result: Result<T, KvCacheError>) -> &'static str {
     result.unwrap_err().code()
 }
 

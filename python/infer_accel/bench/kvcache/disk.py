@@ -1,0 +1,188 @@
+"""Rows of the disk tier: pages stored, and pages loaded and checked, beside those who write one file a page."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from infer_accel import kvcache
+from infer_accel.bench.harness import Bench, Case, Contender, rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
+
+__all__ = ["cases"]
+
+#: Bytes of a batch: a long prompt's pages.
+_BATCH_BYTES = 64 << 20
+#: Batches that a store goes through in turn, so that none is there already.
+_ROUNDS = 3
+
+
+def cases(bench: Bench) -> Iterator[Case]:
+    """Yield a row for storing and one for loading, for each size of page."""
+    for page_bytes in [64 << 10, 2 << 20]:
+        with tempfile.TemporaryDirectory(prefix="infer-accel-bench-") as folder:
+            work = _Work(Path(folder), page_bytes, _BATCH_BYTES // (4 if bench.quick else 1))
+            yield work.store(bench)
+            yield work.load(bench)
+
+
+def _name(page_bytes: int) -> str:
+    return f"{page_bytes >> 20} MiB" if page_bytes >= 1 << 20 else f"{page_bytes >> 10} KiB"
+
+
+class _Work:
+    """Pages, their keys, and the directories of all contenders."""
+
+    def __init__(self, folder: Path, page_bytes: int, batch_bytes: int) -> None:
+        self.folder, self.page_bytes = folder, page_bytes
+        count = batch_bytes // page_bytes
+        chance = np.random.default_rng(0)
+        self.pages: Bytes = chance.integers(0, 1 << 63, (count, page_bytes // 8), dtype=np.int64).view(
+            np.uint8
+        )
+        self.keys: Bytes = chance.integers(0, 256, (count, 32), dtype=np.uint8)
+        self.out: Bytes = np.zeros_like(self.pages)
+        self.names = [key.tobytes().hex() for key in self.keys]
+
+    def check_loaded(self, _: object) -> None:
+        """Compare what was loaded, and poison it for the next contender."""
+        np.testing.assert_array_equal(self.out, self.pages)
+        self.out.fill(0)
+
+    def tier(self, name: str) -> kvcache.DiskTier:
+        """Return a tier with room for a few batches: as a server runs it, full."""
+        return kvcache.DiskTier(
+            self.folder / name,
+            capacity_bytes=4 * self.pages.nbytes,
+            segment_bytes=self.pages.nbytes // 2,
+            page_bytes=self.page_bytes,
+            fingerprint=b"bench",
+        )
+
+    def store(self, bench: Bench) -> Case:
+        """Store batches that were never seen, within a bounded directory."""
+        tier, round_of = self.tier("store"), [0]
+
+        def fresh_keys() -> None:
+            round_of[0] += 1
+            self.keys[:, :8] = np.frombuffer(round_of[0].to_bytes(8, "little"), np.uint8)
+
+        def check(stored: object) -> None:
+            np.testing.assert_equal(stored, len(self.keys))
+            tier.load(self.keys, self.out)
+            self.check_loaded(None)
+
+        peers = [self._files_store("numpy tofile, one file a page", _numpy_store)]
+        if (vllm := bench.rival("vllm")) is not None:
+            for direct in (False, True):
+                if (write := _vllm_store(use_direct=direct)) is not None:
+                    how = "O_DIRECT" if direct else "page cache"
+                    peers.append(self._files_store(f"vLLM {vllm.__version__} fs tier, {how}", write))
+        return Case(
+            name=f"DiskTier store, {_name(self.page_bytes)} pages",
+            measure=rate("GB/s", 1e9),
+            work=self.pages.nbytes,
+            ours=Contender(
+                "infer-accel", lambda: tier.store(self.keys, self.pages), check, prepare=fresh_keys
+            ),
+            peers=peers,
+        )
+
+    def _files_store(self, name: str, write: Callable[[list[str], Bytes], None]) -> Contender:
+        """Write to a fresh directory; the ones before are removed, as a bounded store would."""
+        folder, round_of = self.folder / name.replace(" ", "-").replace("/", "-"), [0]
+        paths: list[str] = []
+
+        def prepare() -> None:
+            shutil.rmtree(folder / str(round_of[0] - _ROUNDS), ignore_errors=True)
+            round_of[0] += 1
+            into = folder / str(round_of[0])
+            into.mkdir(parents=True)
+            paths[:] = [str(into / page) for page in self.names]
+
+        def check(_: object) -> None:
+            for path, page in zip(paths, self.pages, strict=True):
+                np.testing.assert_array_equal(np.fromfile(path, np.uint8), page)
+
+        return Contender(name, lambda: write(paths, self.pages), check, prepare=prepare)
+
+    def load(self, bench: Bench) -> Case:
+        """Load a batch that lies in the page cache; ours checks every byte."""
+        tier = self.tier("load")
+        tier.store(self.keys, self.pages)
+        folder = self.folder / "files"
+        folder.mkdir()
+        paths = [str(folder / name) for name in self.names]
+        _numpy_store(paths, self.pages)
+
+        def ours() -> object:
+            return tier.load(self.keys, self.out, num_threads=1)
+
+        def check(found: object) -> None:
+            np.testing.assert_array_equal(found, True)  # noqa: FBT003 - the value, not a switch
+            self.check_loaded(None)
+
+        def by_numpy() -> None:
+            for row, path in zip(self.out, paths, strict=True):
+                row[:] = np.fromfile(path, np.uint8)
+
+        def by_readinto() -> None:
+            for row, path in zip(self.out, paths, strict=True):
+                with Path(path).open("rb", buffering=0) as file:
+                    file.readinto(row.data)
+
+        peers = [
+            Contender("numpy fromfile, unchecked", by_numpy, self.check_loaded),
+            Contender("readinto, unchecked", by_readinto, self.check_loaded),
+        ]
+        if (vllm := bench.rival("vllm")) is not None:
+            for direct in (False, True):
+                if (read := _vllm_load(paths, self.out, use_direct=direct)) is not None:
+                    how = "O_DIRECT" if direct else "page cache"
+                    name = f"vLLM {vllm.__version__} fs tier, {how}, unchecked"
+                    peers.append(Contender(name, read, self.check_loaded))
+        return Case(
+            name=f"DiskTier load, verified, {_name(self.page_bytes)} pages",
+            measure=rate("GB/s", 1e9),
+            work=self.pages.nbytes,
+            ours=Contender("infer-accel", ours, check),
+            peers=peers,
+        )
+
+
+def _numpy_store(paths: list[str], pages: Bytes) -> None:
+    for path, page in zip(paths, pages, strict=True):
+        page.tofile(path)
+
+
+def _vllm_store(*, use_direct: bool) -> Callable[[list[str], Bytes], None] | None:
+    """Return vLLM's batched store, all pages in one call; its threads split such calls among them."""
+    try:
+        from vllm.v1.kv_offload.tiering.fs.io import batch_store_block
+    except ImportError:
+        return None
+
+    def run(paths: list[str], pages: Bytes) -> None:
+        offsets = list(range(0, pages.nbytes, pages.shape[1]))
+        batch_store_block(paths, pages.data, offsets, pages.shape[1], use_direct)
+
+    return run
+
+
+def _vllm_load(paths: list[str], out: Bytes, *, use_direct: bool) -> Callable[[], None] | None:
+    try:
+        from vllm.v1.kv_offload.tiering.fs.io import batch_load_block
+    except ImportError:
+        return None
+    offsets = list(range(0, out.nbytes, out.shape[1]))
+    return lambda: batch_load_block(paths, out.data, offsets, out.shape[1], use_direct)
