@@ -148,6 +148,10 @@ fn check_manifest(path: &Path, kind: &Kind) -> Result<(), TierError> {
                 .and_then(|()| File::open(&fresh)?.sync_all())
                 .and_then(|()| fs::rename(&fresh, &manifest))
                 .and_then(|()| File::open(path)?.sync_all());
+            // The directory's own entry; what cannot be opened for that (a mount point's parent) is not ours to sync.
+            if let Some(parent) = path.parent().and_then(|parent| File::open(parent).ok()) {
+                let _ = parent.sync_all();
+            }
             written.map_err(|error| TierError::io("writing", &manifest, &error))
         }
         Err(error) => Err(TierError::io("reading", &manifest, &error)),

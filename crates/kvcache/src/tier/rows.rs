@@ -3,8 +3,19 @@
 
 use super::TierError;
 use crate::host::HostPool;
+use crate::kernels::copy::RunKernel;
+use infer_accel_tensor::simd;
 use infer_accel_tensor::{TensorMut, TensorRef};
 use std::marker::PhantomData;
+
+/// From this many bytes on pages are written past the cache, as page copies are: the buffer that they come from then
+/// stays in it, and the lines that they go to are not read first.
+const MIN_STREAMED_BYTES: usize = 16 << 20;
+
+/// How so many pages are copied to the caller.
+fn kernel(pages: usize, page_bytes: usize) -> RunKernel {
+    RunKernel::new(simd::tier(), pages.saturating_mul(page_bytes) >= MIN_STREAMED_BYTES)
+}
 
 /// Bytes from one page to the next, where every page is contiguous and as long as it should be.
 fn page_stride(pages: &TensorRef<'_>, count: usize, page_bytes: usize) -> Result<isize, TierError> {
@@ -78,6 +89,7 @@ pub(super) struct TargetRows<'a> {
     first: *mut u8,
     places: Places<'a>,
     page_bytes: usize,
+    kernel: RunKernel,
     memory: PhantomData<&'a u8>,
 }
 
@@ -94,7 +106,8 @@ impl<'a> TargetRows<'a> {
     ) -> Result<Self, TierError> {
         let places =
             Places { count, stride: page_stride(&pages.as_ref(), count, page_bytes)?, numbers: None };
-        Ok(Self { first: pages.as_mut_ptr(), places, page_bytes, memory: PhantomData })
+        let kernel = kernel(count, page_bytes);
+        Ok(Self { first: pages.as_mut_ptr(), places, page_bytes, kernel, memory: PhantomData })
     }
 
     /// Writes page `row`.
@@ -103,7 +116,8 @@ impl<'a> TargetRows<'a> {
         let to = self.first.wrapping_offset(self.places.offset(row));
         // SAFETY: the row exists, is contiguous and as long as the page, as was checked when the view was taken; its
         // memory may be written from any thread. The source is a buffer of ours, which no view of the caller's shows.
-        unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), to, page.len()) };
+        unsafe { self.kernel.copy(page.as_ptr(), to, page.len(), page.as_ptr()) };
+        self.kernel.finish();
     }
 }
 
@@ -130,7 +144,9 @@ impl HostRows {
     /// The pages of some slots, to write.
     pub(super) fn target<'a>(&'a self, slots: &'a [u32]) -> TargetRows<'a> {
         let (first, page_bytes) = (self.0.as_ptr(), self.0.page_bytes());
-        TargetRows { first, places: self.places(slots), page_bytes, memory: PhantomData }
+        // What is brought to the host is read next.
+        let kernel = kernel(0, page_bytes);
+        TargetRows { first, places: self.places(slots), page_bytes, kernel, memory: PhantomData }
     }
 
     /// Copies row `row` of `source` to a slot.
@@ -148,6 +164,7 @@ impl HostRows {
         let from = self.0.as_ptr().wrapping_offset(self.places(&[slot]).offset(0));
         let to = target.first.wrapping_offset(target.places.offset(row));
         // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), to, self.0.page_bytes()) };
+        unsafe { target.kernel.copy(from.cast_const(), to, self.0.page_bytes(), from.cast_const()) };
+        target.kernel.finish();
     }
 }

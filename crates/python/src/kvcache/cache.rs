@@ -12,6 +12,8 @@ use crate::errors::NativeError;
 use crate::run::{interrupted, run};
 use crate::tensor::{ByteTable, TensorArg};
 
+/// Pages that may be asked for ahead, where nobody says how many.
+const PREFETCHES: usize = 64;
 /// Work that always takes longer than giving the lock away.
 const LONG: usize = usize::MAX;
 
@@ -24,19 +26,19 @@ pub(super) struct TieredCache {
 #[pymethods]
 impl TieredCache {
     #[new]
-    #[pyo3(signature = (disk, *, host_pages, queued_writes = None, queued_prefetches = 64, store_deadline = None))]
+    #[pyo3(signature = (disk, *, host_pages, queued_writes = None, queued_prefetches = None, store_deadline = None))]
     fn new(
         py: Python<'_>,
         disk: &Bound<'_, DiskTier>,
         host_pages: Count,
         queued_writes: Option<Count>,
-        queued_prefetches: Count,
+        queued_prefetches: Option<Count>,
         store_deadline: Option<f64>,
     ) -> PyResult<Self> {
         let options = CacheOptions {
             host_pages: host_pages.0,
             queued_writes: queued_writes.map(|count| count.0),
-            queued_prefetches: queued_prefetches.0,
+            queued_prefetches: queued_prefetches.map_or(PREFETCHES, |count| count.0),
             store_deadline: store_deadline.map(seconds).transpose()?,
         };
         let disk = disk.get();
