@@ -9,61 +9,7 @@ from infer_accel._typing import Tensor
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "scan_nonfinite", "scrub", "xxh3_128"]
-
-@final
-class BlockManager:
-    """
-    Sequences on a pool: tables, slots, forks.
-    """
-    def __new__(cls, /, pool: BlockPool, *, block_size: int, groups: SupportsGetItem[int, int | None], scrub: bool = False, watermark: SupportsFloat | SupportsIndex = 0.0) -> BlockManager:
-        """
-        `groups` holds the window of each cache group, None for full attention.
-        """
-    def admit(self, /, token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, hashes: Tensor | Sequence[bytes] | None = None, extra_keys: Sequence[Any] | None = None, prompt_keys: Sequence[Any] | None = None, limit: int | None = None, priority: int | None = None, seconds: SupportsFloat | SupportsIndex | None = None) -> tuple[int, int, int]:
-        """
-        Admits a prompt; returns its sequence, its cached tokens, and the tokens that have blocks.
-
-        `extra_keys` has an entry a block; or `prompt_keys` has those of the first block and of all others.
-        """
-    def block_tables(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]], out: Tensor, *, group: int = ...) -> None:
-        """
-        Writes the table of each sequence into a row of `out`, with 0 behind it.
-        """
-    def check_invariants(self, /) -> None:
-        """
-        Proves that the books of manager and pool are right.
-        """
-    def fork(self, /, sequence: SupportsIndex, count: int) -> Incomplete:
-        """
-        Sequences that share all blocks of this one.
-        """
-    def num_tokens(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Incomplete:
-        """
-        Tokens of each sequence.
-        """
-    def release(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
-        """
-        Ends sequences.
-        """
-    def slot_mapping(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]], out: Tensor, *, group: int = ...) -> int:
-        """
-        Writes the slots of the tokens that were added last, sequence by sequence, with -1 behind them; returns their
-        number.
-        """
-    def stats(self, /) -> tuple[int, int, int, int, int, int, int, int]:
-        """
-        Sequences and tokens that run; so far: admissions, prompt tokens, cached ones, appended tokens, copied blocks,
-        refusals.
-        """
-    def step(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]], tokens: Tensor | Sequence[int] | Sequence[Sequence[int]], counts: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None) -> Incomplete:
-        """
-        Appends tokens to sequences; returns pairs of pages to copy.
-        """
-    def take_scrubs(self, /) -> Incomplete:
-        """
-        Blocks to clean before they are used.
-        """
+__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "TieredCache", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "scan_nonfinite", "scrub", "xxh3_128"]
 
 @final
 class BlockPool:
@@ -192,6 +138,45 @@ class HostPool:
     def pages(self, /) -> Incomplete:
         """
         The pages, ``uint8[num_pages, page_bytes]``; the array keeps the pool alive.
+        """
+
+@final
+class TieredCache:
+    """
+    Pages in host memory in front of pages on disk.
+    """
+    def __new__(cls, /, disk: DiskTier, *, host_pages: int, queued_writes: int | None = None, queued_prefetches: int | None = None, store_deadline: SupportsFloat | SupportsIndex | None = None) -> TieredCache: ...
+    def close(self, /) -> None:
+        """
+        Writes everything, makes it durable and ends the threads.
+        """
+    def contains(self, /, keys: Tensor | Sequence[bytes]) -> Incomplete:
+        """
+        Which pages are in host memory or known to be on disk.
+        """
+    def flush(self, /) -> None:
+        """
+        Waits until all that was taken in before is on disk, and durable there.
+        """
+    def load(self, /, keys: Tensor | Sequence[bytes], out: Tensor, *, num_threads: int | None = None) -> Incomplete:
+        """
+        Loads pages to the rows of ``out``; returns which were there.
+        """
+    def prefetch(self, /, keys: Tensor | Sequence[bytes]) -> int:
+        """
+        Asks for pages to be brought from disk; returns for how many there was a place.
+        """
+    def stats(self, /) -> list[tuple[str, int]]:
+        """
+        What the cache holds and has done, figure by figure.
+        """
+    def store(self, /, keys: Tensor | Sequence[bytes], pages: Tensor) -> Incomplete:
+        """
+        Takes pages in; returns which.
+        """
+    def wait_for_prefetches(self, /) -> None:
+        """
+        Waits until all that was asked for has been brought.
         """
 
 def hash_blocks(token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, block_size: int, algorithm: str = "sha256_cbor", parent: bytes | None = None, extra_keys: Sequence[Any] | None = None) -> Incomplete:
