@@ -46,6 +46,40 @@ impl Checksum {
     }
 }
 
+/// A check that is made piece by piece.
+pub(super) enum Checker {
+    Xxh3(twox_hash::xxhash3_128::Hasher),
+    Blake3(Box<blake3::Hasher>),
+}
+
+impl Checker {
+    pub(super) fn new(checksum: Checksum) -> Self {
+        match checksum {
+            Checksum::Xxh3 => Self::Xxh3(twox_hash::xxhash3_128::Hasher::new()),
+            Checksum::Blake3 => Self::Blake3(Box::new(blake3::Hasher::new())),
+        }
+    }
+
+    pub(super) fn write(&mut self, piece: &[u8]) {
+        match self {
+            Self::Xxh3(hasher) => hasher.write(piece),
+            Self::Blake3(hasher) => drop(hasher.update(piece)),
+        }
+    }
+
+    /// The check of all pieces together: that of [`Checksum::of`].
+    pub(super) fn finish(self) -> [u8; CHECK_BYTES] {
+        match self {
+            Self::Xxh3(hasher) => hasher.finish_128().to_le_bytes(),
+            Self::Blake3(hasher) => {
+                let mut check = [0; CHECK_BYTES];
+                check.copy_from_slice(&hasher.finalize().as_bytes()[..CHECK_BYTES]);
+                check
+            }
+        }
+    }
+}
+
 /// How pages are packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -5,7 +5,7 @@
 
 use super::Compression;
 use super::TierError;
-use super::check::Checksum;
+use super::check::{Checker, Checksum};
 use super::device::write_full;
 use super::record::{
     BATCH_ALIGNMENT, Key, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES,
@@ -15,9 +15,9 @@ use super::rows::SourceRows;
 use super::segment::Segment;
 use std::sync::Arc;
 
-/// A batch is about this long: long enough that a call is nothing beside the bytes, short enough to lie in the cache
-/// when the system copies it.
-pub(super) const BATCH_BYTES: usize = 1 << 20;
+/// A batch is about this long, and so is a piece of a page that is longer: long enough that a call is nothing beside
+/// the bytes, short enough to lie in the cache of a core when it is checked and when the system copies it.
+pub(super) const BATCH_BYTES: usize = 256 << 10;
 /// zstd's fastest ordinary level; pages are cold when they come here, and disks are not slow.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -134,6 +134,44 @@ impl Batch {
         let packed = zstd::bulk::compress_to_buffer(&self.page, &mut self.bytes[body..], ZSTD_LEVEL);
         self.bytes.truncate(body + packed.as_ref().copied().unwrap_or(0));
         packed.is_ok()
+    }
+
+    /// Writes a page that is longer than a batch, piece by piece: each is copied, checked and written while it lies in
+    /// the cache. It becomes visible by its header, as a batch does. The batch is empty, before and after.
+    pub(super) fn write_long(
+        &mut self,
+        active: &mut Active,
+        key: Key,
+        rows: &SourceRows<'_>,
+        row: usize,
+    ) -> Result<(), TierError> {
+        let segment = &active.segment;
+        let page_bytes = segment.header.kind.page_bytes as usize;
+        let failed = |error| TierError::io("writing", &segment.path, &error);
+        let mut checker = Checker::new(segment.header.kind.checksum);
+        let (mut done, mut at, mut blank) = (0, active.position, RECORD_HEADER_BYTES);
+        while done < page_bytes {
+            self.bytes.clear();
+            self.bytes.resize(blank, 0);
+            let end = page_bytes.min(done + BATCH_BYTES - blank);
+            rows.append_part(row, done..end, &mut self.bytes);
+            checker.write(&self.bytes[blank..]);
+            if end == page_bytes {
+                self.bytes.resize(self.bytes.len().next_multiple_of(BATCH_ALIGNMENT as usize), 0);
+            }
+            write_full(&*segment.file, &self.bytes, at).map_err(failed)?;
+            at += self.bytes.len() as u64;
+            (done, blank) = (end, 0);
+        }
+        let stored_bytes = page_bytes as u32;
+        let header = RecordHeader { key, stored_bytes, packed: false, check: checker.finish() };
+        self.first_header.resize(RECORD_HEADER_BYTES, 0);
+        header.encode(&segment.header, &mut self.first_header);
+        write_full(&*segment.file, &self.first_header, active.position).map_err(failed)?;
+        self.bytes.clear();
+        self.records.push((key, active.position, stored_bytes));
+        active.position = at;
+        Ok(())
     }
 
     /// Writes the batch behind what the segment has, and makes it visible. After an error nothing of it is.

@@ -7,6 +7,7 @@ use crate::kernels::copy::RunKernel;
 use infer_accel_tensor::simd;
 use infer_accel_tensor::{TensorMut, TensorRef};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// From this many bytes on pages are written past the cache, as page copies are: the buffer that they come from then
 /// stays in it, and the lines that they go to are not read first.
@@ -71,13 +72,19 @@ impl<'a> SourceRows<'a> {
 
     /// Appends page `row` to `out`.
     pub(super) fn append_to(&self, row: usize, out: &mut Vec<u8>) {
-        let from = self.first.wrapping_offset(self.places.offset(row));
-        out.reserve(self.page_bytes);
-        // SAFETY: the row exists and is `page_bytes` long and contiguous; the reserved bytes behind the vector's end
+        self.append_part(row, 0..self.page_bytes, out);
+    }
+
+    /// Appends some bytes of page `row` to `out`.
+    pub(super) fn append_part(&self, row: usize, part: Range<usize>, out: &mut Vec<u8>) {
+        assert!(part.start <= part.end && part.end <= self.page_bytes, "bytes that are not in the page");
+        let from = self.first.wrapping_offset(self.places.offset(row)).wrapping_add(part.start);
+        out.reserve(part.len());
+        // SAFETY: the row exists, is contiguous and has those bytes; the reserved bytes behind the vector's end
         // belong to it, and are initialised before the length says so.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().add(out.len()), self.page_bytes);
-            out.set_len(out.len() + self.page_bytes);
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().add(out.len()), part.len());
+            out.set_len(out.len() + part.len());
         }
     }
 }

@@ -5,7 +5,7 @@ use super::record::{Key, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentId};
 use super::rows::SourceRows;
 use super::segment::Segment;
 use super::sync::lock;
-use super::{Inner, TierError, root};
+use super::{Compression, Inner, TierError, root};
 use crate::tier::device::{SegmentFile, write_full};
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -52,10 +52,16 @@ impl Inner {
             writer.active = Some(begun);
         }
         let (batch, active) = writer.parts();
-        if let Some(active) = active {
+        let Some(active) = active else { return Ok(()) };
+        if page_bytes as usize > BATCH_BYTES && self.options.compression == Compression::None {
+            let (segment, before) = (Arc::clone(&active.segment), active.position);
+            let outcome = batch.write_long(active, key, rows, row);
+            let written = (active.position - before) as usize;
+            self.finish_batch(writer, &segment, before, written, outcome)
+        } else {
             batch.push(key, rows, row, self.options.compression, &active.segment);
+            if batch.len() >= BATCH_BYTES { self.write_batch(writer) } else { Ok(()) }
         }
-        if batch.len() >= BATCH_BYTES { self.write_batch(writer) } else { Ok(()) }
     }
 
     /// Writes the batch, if there is something in it, and lets its pages be found.
@@ -64,13 +70,27 @@ impl Inner {
         let Some(active) = active.as_mut().filter(|_| !batch.is_empty()) else { return Ok(()) };
         let (segment, before) = (Arc::clone(&active.segment), active.position);
         let outcome = batch.write(active);
+        let written = batch.len();
+        self.finish_batch(writer, &segment, before, written, outcome)
+    }
+
+    /// Lets the pages of a batch that was written be found; empties the batch.
+    fn finish_batch(
+        &self,
+        writer: &mut Writer,
+        segment: &Arc<Segment>,
+        before: u64,
+        written: usize,
+        outcome: Result<(), TierError>,
+    ) -> Result<(), TierError> {
+        let (batch, _) = writer.parts();
         if outcome.is_ok() {
             self.counters.stored_pages.add(batch.records.len());
-            self.counters.written_bytes.add(batch.len());
-            lock(&self.index).add_pages(&segment, batch.records.iter().copied());
+            self.counters.written_bytes.add(written);
+            lock(&self.index).add_pages(segment, batch.records.iter().copied());
         }
         batch.clear();
-        outcome.map(|()| writer.note_dirty(&segment, before))
+        outcome.map(|()| writer.note_dirty(segment, before))
     }
 
     /// Begins a segment, in a new file or in that of a segment that had to go.

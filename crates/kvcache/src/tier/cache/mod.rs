@@ -117,12 +117,19 @@ struct Shared {
     counters: Counters,
 }
 
+/// What a cache is until it is closed.
+#[derive(Debug)]
+struct Open {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
 /// Host memory in front of a [`DiskTier`]: see the module.
 ///
 /// May be shared by threads. A cache that was made before a fork refuses to work in the child.
 #[derive(Debug)]
 pub struct TieredCache {
-    shared: Mutex<Option<(Arc<Shared>, Vec<JoinHandle<()>>)>>,
+    open: Mutex<Option<Open>>,
     generation: u64,
 }
 
@@ -151,7 +158,7 @@ impl TieredCache {
         });
         let threads =
             vec![spawn("write", &shared, Shared::write_back)?, spawn("prefetch", &shared, Shared::bring)?];
-        Ok(Self { shared: Mutex::new(Some((shared, threads))), generation: threads::generation() })
+        Ok(Self { open: Mutex::new(Some(Open { shared, threads })), generation: threads::generation() })
     }
 
     /// Takes pages in; returns which. One that is not taken found no place in the queue in time.
@@ -237,8 +244,8 @@ impl TieredCache {
     /// Writes everything, makes it durable and ends the threads. A second call does nothing.
     pub fn close(&self) -> Result<(), KvCacheError> {
         self.refuse_fork()?;
-        let Some((shared, threads)) = lock(&self.shared).take() else { return Ok(()) };
-        end(&shared, threads);
+        let Some(open) = lock(&self.open).take() else { return Ok(()) };
+        let shared = open.end();
         let failure = lock(&shared.failure).take();
         shared.disk.flush()?;
         failure.map_or(Ok(()), |error| Err(error.into()))
@@ -250,18 +257,18 @@ impl TieredCache {
 
     fn shared(&self) -> Result<Arc<Shared>, TierError> {
         self.refuse_fork()?;
-        lock(&self.shared).as_ref().map(|(shared, _)| Arc::clone(shared)).ok_or(TierError::Closed)
+        lock(&self.open).as_ref().map(|open| Arc::clone(&open.shared)).ok_or(TierError::Closed)
     }
 }
 
 impl Drop for TieredCache {
     fn drop(&mut self) {
         let forked = self.refuse_fork().is_err();
-        let Ok(shared) = self.shared.get_mut() else { return };
-        match shared.take() {
+        let Ok(open) = self.open.get_mut() else { return };
+        match open.take() {
             // The threads are not here, and what they were changing may be half changed.
-            Some(shared) if forked => std::mem::forget(shared),
-            Some((shared, threads)) => end(&shared, threads),
+            Some(open) if forked => std::mem::forget(open),
+            Some(open) => drop(open.end()),
             None => {}
         }
     }
@@ -278,12 +285,16 @@ fn spawn(name: &str, shared: &Arc<Shared>, work: fn(&Shared)) -> Result<JoinHand
     })
 }
 
-fn end(shared: &Shared, threads: Vec<JoinHandle<()>>) {
-    shared.writes.close();
-    shared.prefetches.close();
-    for thread in threads {
-        // A panic was reported where it happened.
-        let _ = thread.join();
+impl Open {
+    /// Lets the threads finish what was taken in.
+    fn end(self) -> Arc<Shared> {
+        self.shared.writes.close();
+        self.shared.prefetches.close();
+        for thread in self.threads {
+            // A panic was reported where it happened.
+            let _ = thread.join();
+        }
+        self.shared
     }
 }
 
@@ -397,7 +408,9 @@ impl Shared {
         let found = self.disk.load(&wanted, &self.host.target(&slots), options);
         let mut table = lock(&self.slots);
         let Ok(found) = found else {
-            slots.iter().for_each(|&slot| table.abandon(slot));
+            for &slot in &slots {
+                table.abandon(slot);
+            }
             return found.map(|_| (Vec::new(), placeless));
         };
         let mut brought = Vec::new();
@@ -433,7 +446,9 @@ impl Shared {
                 Ok(_) => {
                     self.counters.written_pages.add(slots.len());
                     let mut table = lock(&self.slots);
-                    slots.iter().for_each(|&slot| table.release(slot));
+                    for &slot in &slots {
+                        table.release(slot);
+                    }
                 }
                 Err(error) => {
                     self.counters.failed_writes.add(slots.len());
@@ -457,7 +472,9 @@ impl Shared {
             if let Ok((brought, _)) = self.bring_pages(&keys, &options) {
                 self.counters.prefetched_pages.add(brought.len());
                 let mut table = lock(&self.slots);
-                brought.iter().for_each(|&(_, slot)| table.release(slot));
+                for &(_, slot) in &brought {
+                    table.release(slot);
+                }
             }
             self.prefetches.finish(keys.len());
         }

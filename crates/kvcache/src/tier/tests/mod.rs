@@ -203,6 +203,34 @@ fn pages_of_any_stride_and_type() {
 }
 
 #[test]
+fn long_pages_are_written_piece_by_piece() {
+    for page_bytes in
+        [log::BATCH_BYTES - 1, log::BATCH_BYTES, log::BATCH_BYTES + 1, 3 * log::BATCH_BYTES + 77]
+    {
+        for checksum in [Checksum::Xxh3, Checksum::Blake3] {
+            let directory = Directory::new();
+            let mut options = TierOptions { checksum, ..TierOptions::new(16 << 20, page_bytes, *b"long") };
+            options.segment_bytes = Some(2 << 20);
+            let (tier, faults) = open_faulty(&directory, &options);
+            let bytes: Vec<u8> = (0..5 * page_bytes).map(|at| (at % 251) as u8).collect();
+            let pages = TensorRef::from_slice(&bytes, &[5, page_bytes]).unwrap();
+            faults.longest_write.store(100_001, Ordering::Relaxed);
+            assert_eq!(tier.store(&[1, 2, 3, 4, 5], 1, &pages).unwrap(), 5);
+            faults.room.store(page_bytes as i64 / 2, Ordering::Relaxed);
+            let other = TensorRef::from_slice(&bytes[..page_bytes], &[1, page_bytes]).unwrap();
+            assert_eq!(code(tier.store(&[9], 1, &other)), "storage.full");
+            drop(tier);
+            let tier = DiskTier::open(&directory.0, &options).unwrap();
+            let mut out = vec![0_u8; 6 * page_bytes];
+            let mut view = TensorMut::from_slice(&mut out, &[6, page_bytes]).unwrap();
+            let found = tier.load(&[1, 2, 3, 4, 5, 9], 1, &mut view, &LoadOptions::default()).unwrap();
+            assert_eq!(found, [true, true, true, true, true, false]);
+            assert!(out[..5 * page_bytes] == bytes);
+        }
+    }
+}
+
+#[test]
 fn bad_arguments_are_refused() {
     let directory = Directory::new();
     let open = |options: &TierOptions| code(DiskTier::open(&directory.0, options));
