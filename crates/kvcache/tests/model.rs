@@ -121,9 +121,9 @@ fn a_close_loses_nothing_that_was_taken_in() {
         };
         let producer = {
             let queue = Arc::clone(&queue);
-            thread::spawn(move || if queue.push(1, None).is_ok() { 1 } else { 0 })
+            thread::spawn(move || usize::from(queue.push(1, None).is_ok()))
         };
-        let mine = if queue.push(10, None).is_ok() { 10 } else { 0 };
+        let mine = 10 * usize::from(queue.push(10, None).is_ok());
         queue.close();
         let theirs = producer.join().unwrap();
         assert_eq!(consumer.join().unwrap(), mine + theirs);

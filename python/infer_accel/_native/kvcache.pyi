@@ -12,6 +12,60 @@ from typing import Any, SupportsFloat, SupportsIndex, final
 __all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "TieredCache", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "scan_nonfinite", "scrub", "xxh3_128"]
 
 @final
+class BlockManager:
+    """
+    Sequences on a pool: tables, slots, forks.
+    """
+    def __new__(cls, /, pool: BlockPool, *, block_size: int, groups: SupportsGetItem[int, int | None], scrub: bool = False, watermark: SupportsFloat | SupportsIndex = 0.0) -> BlockManager:
+        """
+        `groups` holds the window of each cache group, None for full attention.
+        """
+    def admit(self, /, token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, hashes: Tensor | Sequence[bytes] | None = None, extra_keys: Sequence[Any] | None = None, prompt_keys: Sequence[Any] | None = None, limit: int | None = None, priority: int | None = None, seconds: SupportsFloat | SupportsIndex | None = None) -> tuple[int, int, int]:
+        """
+        Admits a prompt; returns its sequence, its cached tokens, and the tokens that have blocks.
+
+        `extra_keys` has an entry a block; or `prompt_keys` has those of the first block and of all others.
+        """
+    def block_tables(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]], out: Tensor, *, group: int = ...) -> None:
+        """
+        Writes the table of each sequence into a row of `out`, with 0 behind it.
+        """
+    def check_invariants(self, /) -> None:
+        """
+        Proves that the books of manager and pool are right.
+        """
+    def fork(self, /, sequence: SupportsIndex, count: int) -> Incomplete:
+        """
+        Sequences that share all blocks of this one.
+        """
+    def num_tokens(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Incomplete:
+        """
+        Tokens of each sequence.
+        """
+    def release(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
+        """
+        Ends sequences.
+        """
+    def slot_mapping(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]], out: Tensor, *, group: int = ...) -> int:
+        """
+        Writes the slots of the tokens that were added last, sequence by sequence, with -1 behind them; returns their
+        number.
+        """
+    def stats(self, /) -> tuple[int, int, int, int, int, int, int, int]:
+        """
+        Sequences and tokens that run; so far: admissions, prompt tokens, cached ones, appended tokens, copied blocks,
+        refusals.
+        """
+    def step(self, /, sequences: Tensor | Sequence[int] | Sequence[Sequence[int]], tokens: Tensor | Sequence[int] | Sequence[Sequence[int]], counts: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None) -> Incomplete:
+        """
+        Appends tokens to sequences; returns pairs of pages to copy.
+        """
+    def take_scrubs(self, /) -> Incomplete:
+        """
+        Blocks to clean before they are used.
+        """
+
+@final
 class BlockPool:
     """
     Blocks of a KV cache: lent out, counted, remembered by hash, evicted.

@@ -48,14 +48,14 @@ impl Checksum {
 
 /// A check that is made piece by piece.
 pub(super) enum Checker {
-    Xxh3(twox_hash::xxhash3_128::Hasher),
+    Xxh3(Box<twox_hash::xxhash3_128::Hasher>),
     Blake3(Box<blake3::Hasher>),
 }
 
 impl Checker {
     pub(super) fn new(checksum: Checksum) -> Self {
         match checksum {
-            Checksum::Xxh3 => Self::Xxh3(twox_hash::xxhash3_128::Hasher::new()),
+            Checksum::Xxh3 => Self::Xxh3(Box::new(twox_hash::xxhash3_128::Hasher::new())),
             Checksum::Blake3 => Self::Blake3(Box::new(blake3::Hasher::new())),
         }
     }
