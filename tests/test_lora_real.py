@@ -232,3 +232,66 @@ def test_dora_merges_as_in_peft(name: str, dtype: Any) -> None:
         count += got.size
     if dtype == torch.bfloat16:
         assert different <= DORA_SHARE * count, f"{different / count:.2e}"
+
+
+# Checkpoints ------------------------------------------------------------------------------------------------
+
+
+def parameters(model: Any) -> dict[str, Any]:
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("name", sorted(smollm2.RECIPES))
+def test_a_merged_checkpoint_is_pefts_model(name: str, tmp_path: Path) -> None:
+    """Loaded by transformers, it holds what PEFT's merge holds and says what that says; undone, it is the base."""
+    base, out = smollm2.base_dir(), tmp_path / "merged"
+    report = lora.merge_checkpoint(base, smollm2.adapter_dir(name), out, residue=True)
+    assert {change.name for change in report.tensors} == {weight for weight, _, _ in deltas(name)}
+    ours = causal(out, torch.bfloat16)
+    theirs = with_adapter(name, torch.bfloat16).merge_and_unload()
+    expected = parameters(theirs)
+    different = sum(
+        int(np.count_nonzero(bits(got) != bits(expected[weight]))) for weight, got in parameters(ours).items()
+    )
+    if name in ADDED:
+        assert different == 0
+        assert report.residue_bytes <= RESIDUE_SHARE * report.bytes, (
+            f"{report.residue_bytes / report.bytes:.2%}"
+        )
+        for first, second in zip(logits(ours), logits(theirs), strict=True):
+            np.testing.assert_array_equal(first, second)
+    else:
+        assert different <= DORA_SHARE * sum(change.elements for change in report.tensors)
+    assert greedy(ours) == greedy(theirs)
+    lora.unmerge_checkpoint(out, tmp_path / "base", adapters=smollm2.adapter_dir(name))
+    for shard in base.glob("*.safetensors"):
+        assert (tmp_path / "base" / shard.name).read_bytes() == shard.read_bytes(), shard.name
+
+
+def product(layer: lora.AdapterLayer) -> np.ndarray:
+    result: np.ndarray = layer.lora_B.astype(np.float64) @ layer.lora_A.astype(np.float64)
+    return result
+
+
+@pytest.mark.parametrize("name", ["plain"])
+def test_adapters_are_combined_as_in_peft(name: str) -> None:
+    """The sum of two real adapters of different ranks, exact and of rank 8, and the model that it makes."""
+    other, weights = "rslora", (0.6, 0.4)
+    if not smollm2.adapter_dir(other).is_dir():
+        pytest.skip(f"no adapter {other!r}")
+    model = with_adapter(name, torch.float32)
+    model.load_adapter(smollm2.adapter_dir(other), other)
+    names = ["default", other]
+    model.add_weighted_adapter(names, list(weights), "theirs", combination_type="cat")
+    adapters = [lora.Adapter.load(smollm2.adapter_dir(which)) for which in (name, other)]
+    exact = lora.combine(adapters, weights, method="cat")
+    small = lora.combine(adapters, weights, method="svd", rank=8)
+    layers = dict(model.base_model.model.named_modules())
+    pairs = list(zip(exact.layers, small.layers, strict=True))
+    for whole, cut in pairs[::25]:
+        expected = layers[whole.path].get_delta_weight("theirs").detach().double().numpy()
+        got = product(whole)
+        assert np.max(np.abs(got - expected)) <= 1e-5 * np.max(np.abs(expected))
+        values = np.linalg.svd(expected, compute_uv=False)
+        off = np.linalg.norm(expected - product(cut))
+        assert off <= np.sqrt(np.sum(values[8:] ** 2)) * (1 + 1e-6) + 1e-5 * values[0]

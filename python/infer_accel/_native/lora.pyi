@@ -8,7 +8,7 @@ from infer_accel._typing import Tensor
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterStack", "AdapterStore", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "apply_adapters", "examine_adapter", "merge_checkpoint", "merge_many", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
+__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterStack", "AdapterStore", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "apply_adapters", "combine", "examine_adapter", "merge_checkpoint", "merge_many", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
 
 @final
 class Adapter:
@@ -362,6 +362,11 @@ def apply_adapter(x: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: Support
 def apply_adapters(x: Tensor, stack: AdapterStack, adapter_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, out: Tensor, num_threads: SupportsIndex | None = None) -> None:
     """
     Adds to each token's outputs what its adapter makes of it.
+    """
+
+def combine(adapters: SupportsGetItem[int, Adapter], weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], *, method: str, density: SupportsFloat | SupportsIndex | None = None, rank: SupportsIndex | None = None, seed: SupportsIndex | None = None, num_threads: SupportsIndex | None = None) -> Adapter:
+    """
+    One adapter out of several.
     """
 
 def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_tensors: SupportsIndex | None = None, num_threads: SupportsIndex | None = None) -> tuple[Adapter | None, list[tuple[str, str, str]], str]:

@@ -20,6 +20,7 @@ from infer_accel.lora._adapter import Adapter, AdapterLayer, AdapterLedger, Adap
 from infer_accel.lora._apply import AdapterStack, apply_adapter, apply_adapters
 from infer_accel.lora._checkpoint import merge_checkpoint, unmerge_checkpoint
 from infer_accel.lora._many import merge_many
+from infer_accel.lora._combine import combine
 from infer_accel.lora._merge import merge_weights, unmerge_weights
 from infer_accel.lora._module import LoraModel
 from infer_accel.lora._report import (
@@ -53,6 +54,7 @@ __all__ = [
     "Verification",
     "apply_adapter",
     "apply_adapters",
+    "combine",
     "merge_checkpoint",
     "merge_many",
     "merge_weights",

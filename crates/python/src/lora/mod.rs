@@ -3,6 +3,7 @@
 mod adapter;
 mod apply;
 mod checkpoint;
+mod combine;
 mod merge;
 mod residue;
 mod store;
@@ -40,6 +41,8 @@ pub(crate) mod lora {
     use super::apply::{AdapterStack, apply_adapter, apply_adapters};
     #[pymodule_export]
     use super::checkpoint::{merge_checkpoint, unmerge_checkpoint};
+    #[pymodule_export]
+    use super::combine::combine;
     #[pymodule_export]
     use super::merge::{merge_many, merge_weights, unmerge_weights};
     #[pymodule_export]
