@@ -295,3 +295,42 @@ def test_adapters_are_combined_as_in_peft(name: str) -> None:
         values = np.linalg.svd(expected, compute_uv=False)
         off = np.linalg.norm(expected - product(cut))
         assert off <= np.sqrt(np.sum(values[8:] ** 2)) * (1 + 1e-6) + 1e-5 * values[0]
+
+
+# Serving ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_served_adapter_says_what_peft_says(name: str) -> None:
+    """Beside the weights, in a batch with a row that has none: within the bound; greedy tokens are equal."""
+    theirs, plain = with_adapter(name, torch.float32), causal(smollm2.base_dir(), torch.float32)
+    expected, untouched = logits(theirs), logits(plain)
+    store = lora.AdapterStore(64 << 20)
+    store.load(name, smollm2.adapter_dir(name))
+    with lora.LoraModel(plain, store) as served, torch.no_grad():
+        for ids, with_it, without in zip(prompt_ids(), expected, untouched, strict=True):
+            with served.use([name, None]):
+                both = plain(input_ids=ids.repeat(2, 1)).logits.numpy()
+            for got, wanted in zip(both, (with_it[0], without[0]), strict=True):
+                assert np.max(np.abs(got - wanted)) <= LOGIT_BOUND * np.max(np.abs(wanted))
+        with served.use([name]):
+            said = greedy(plain)
+    assert said == greedy(theirs)
+
+
+@pytest.mark.parametrize("name", ["plain"])
+def test_adapters_of_a_mixed_batch_do_not_disturb_each_other(name: str) -> None:
+    """The bits of a row alone are its bits in a batch."""
+    adapter = lora.Adapter.load(smollm2.adapter_dir(name))
+    rng = np.random.default_rng(0)
+    layer, width = adapter.layers[0], adapter.layers[0].lora_A.shape[1]
+    product = (layer.lora_A, layer.lora_B, layer.scaling)
+    stack = lora.AdapterStack([product, None, product])
+    x = rng.normal(0, 1, (16, width)).astype(np.float32)
+    ids = rng.integers(-1, 3, 16)
+    out = rng.normal(0, 1, (16, layer.lora_B.shape[0])).astype(np.float32)
+    alone = out.copy()
+    for row, adapter_id in enumerate(ids):
+        lora.apply_adapters(x[row : row + 1], stack, [int(adapter_id)], out=alone[row : row + 1])
+    lora.apply_adapters(x, stack, ids, out=out)
+    np.testing.assert_array_equal(out, alone)

@@ -10,7 +10,7 @@ use crate::run::{interrupted, run};
 /// One adapter out of several.
 #[pyfunction]
 #[pyo3(signature = (adapters, weights, *, method, density = None, rank = None, seed = None, num_threads = None))]
-#[expect(clippy::too_many_arguments, reason = "settings, each by its name")]
+#[allow(clippy::too_many_arguments)] // settings, each by its name
 pub(crate) fn combine(
     py: Python<'_>,
     adapters: Vec<Bound<'_, Adapter>>,
