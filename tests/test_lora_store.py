@@ -200,6 +200,19 @@ def test_pinned_for_a_block() -> None:
     assert len(store) == 1
 
 
+def test_an_adapter_that_was_read_serves_as_its_matrices_do() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 6)).astype(F), rng.standard_normal((4, 2)).astype(F)
+    read = lora.Adapter.from_arrays({"layers.0.q_proj": (a, b)}, alpha=4)
+    store = lora.AdapterStore(1 << 20)
+    stored = store.load("a", read)
+    assert (stored.layers, stored.rank) == (("layers.0.q_proj",), 2)
+    x, out, expected = rng.standard_normal((3, 6)).astype(F), np.zeros((3, 4), F), np.zeros((3, 4), F)
+    lora.apply_adapters(x, store.stack("layers.0.q_proj"), [stored.id] * 3, out=out)
+    lora.apply_adapter(x, a, b, scaling=2.0, out=expected)
+    np.testing.assert_array_equal(out, expected)
+
+
 def test_refused() -> None:
     store = lora.AdapterStore(1 << 20)
     with pytest.raises(errors.ArgumentError):

@@ -199,9 +199,9 @@ class AdapterStore:
         """
         Checks and packs an adapter, layer by layer, and puts it in under a name.
         """
-    def load_path(self, /, name: str, path: str | PathLike[str], follow_symlinks: bool = False) -> tuple[str, int, int, list[str], int, int, int]:
+    def load_adapter(self, /, name: str, adapter: Adapter) -> tuple[str, int, int, list[str], int, int, int]:
         """
-        Reads an adapter from a directory or a file, and puts it in under a name.
+        Packs an adapter that was read from a file, and puts it in under a name.
         """
     def names(self, /) -> list[str]:
         """

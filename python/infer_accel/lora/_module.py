@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infer_accel.errors import AdapterError, ArgumentError, GradientError, ShapeError
+from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._apply import apply_adapters
 
 if TYPE_CHECKING:
@@ -146,10 +148,10 @@ class LoraModel:
         """Names of the layers that adapters may have."""
         return tuple(self._widths)
 
-    def load(self, name: str, source: Mapping[str, Product]) -> StoredAdapter:
+    def load(self, name: str, source: str | PathLike[str] | Adapter | Mapping[str, Product]) -> StoredAdapter:
         """Load an adapter into the store, after a look whether it belongs to this model.
 
-        (``store.load`` takes files; what it loads is applied where the names of layers agree.)
+        (What ``store.load`` itself loads is applied where the names of layers agree.)
 
         Parameters
         ----------
@@ -162,14 +164,20 @@ class LoraModel:
             A layer that the model does not have, or not of this width (``adapter.layer_absent``,
             ``adapter.other_base``), or what :meth:`AdapterStore.load` refuses.
         """
-        for layer, product in source.items():
+        if isinstance(source, str | PathLike):
+            source = Adapter.load(source)
+        if isinstance(source, Adapter):
+            shapes = {layer.path: (layer.shapes["lora_B"], layer.shapes["lora_A"]) for layer in source.layers}
+        else:
+            shapes = {layer: (tuple(pair[1].shape), tuple(pair[0].shape)) for layer, pair in source.items()}
+        for layer, (up, down) in shapes.items():
             if layer not in self._widths:
                 message = (
                     f"the adapter {name!r} has the layer {layer!r}, which this model does not have as a linear layer "
                     f"(it has {', '.join(list(self._widths)[:3])}, …): rename the layers, or pass fused="
                 )
                 raise AdapterError(message, code="adapter.layer_absent")
-            width = product[1].shape[0], product[0].shape[-1]
+            width = up[0], down[-1]
             if width != self._widths[layer]:
                 message = (
                     f"the layer {layer!r} of the adapter {name!r} has [out, in] = {list(width)}, the model's "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from infer_accel import _backend
+from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._apply import AdapterStack, products_of
 
 if TYPE_CHECKING:
@@ -119,7 +120,11 @@ class AdapterStore:
         self._core = _core.AdapterStore(capacity_bytes)
 
     def load(
-        self, name: str, source: str | PathLike[str] | Mapping[str, Product], *, follow_symlinks: bool = False
+        self,
+        name: str,
+        source: str | PathLike[str] | Adapter | Mapping[str, Product],
+        *,
+        follow_symlinks: bool = False,
     ) -> StoredAdapter:
         """Read, check and pack an adapter, and put it in under a name.
 
@@ -129,8 +134,9 @@ class AdapterStore:
             What requests call it. Where the name is taken, the adapter is replaced: it keeps its id and its pins.
             Readers find the old one until the new one is complete, so there must be room for both.
         source
-            Where the adapter lies: a PEFT directory, or one file of another naming. Or the matrices themselves, layer
-            by layer: a mapping from the module's name to ``(lora_A, lora_B)`` or ``(lora_A, lora_B, scaling)``.
+            Where the adapter lies: a PEFT directory, or one file of another naming. Or an :class:`Adapter` that was
+            read already. Or the matrices themselves, layer by layer: a mapping from the module's name to ``(lora_A,
+            lora_B)`` or ``(lora_A, lora_B, scaling)``.
         follow_symlinks
             Whether a symbolic link in the place of a file is followed.
 
@@ -154,7 +160,9 @@ class AdapterStore:
         The store is as before when an error is raised.
         """
         if isinstance(source, str | PathLike):
-            return _stored(self._core.load_path(name, fspath(source), follow_symlinks))
+            source = Adapter.load(source, follow_symlinks=follow_symlinks)
+        if isinstance(source, Adapter):
+            return _stored(self._core.load_adapter(name, source._core))  # noqa: SLF001 - the package's own
         layers = []
         for layer, entry in source.items():
             (product,) = products_of(entry, count=1)

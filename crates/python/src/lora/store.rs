@@ -1,12 +1,11 @@
 //! `AdapterStore`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use infer_accel_lora::adapter::{Adapter, LoadOptions};
 use infer_accel_lora::{self as core, LayerSource, StoredAdapter};
 use pyo3::prelude::*;
 
+use super::adapter::Adapter;
 use super::apply::{AdapterStack, Product};
 use crate::errors::NativeError;
 use crate::kvcache::count::Count;
@@ -53,17 +52,10 @@ impl AdapterStore {
         run(py, DETACHED, || self.store.load(name, &sources)).map(described)
     }
 
-    /// Reads an adapter from a directory or a file, and puts it in under a name.
-    #[pyo3(signature = (name, path, follow_symlinks = false))]
-    fn load_path(
-        &self,
-        py: Python<'_>,
-        name: &str,
-        path: PathBuf,
-        follow_symlinks: bool,
-    ) -> PyResult<Described> {
-        let options = LoadOptions { follow_symlinks, ..LoadOptions::default() };
-        run(py, DETACHED, || self.store.load_adapter(name, &Adapter::load(&path, &options)?)).map(described)
+    /// Packs an adapter that was read from a file, and puts it in under a name.
+    fn load_adapter(&self, py: Python<'_>, name: &str, adapter: &Bound<'_, Adapter>) -> PyResult<Described> {
+        let adapter = &adapter.get().0;
+        run(py, DETACHED, || self.store.load_adapter(name, adapter)).map(described)
     }
 
     /// What the store says of an adapter, which counts as used now.

@@ -68,11 +68,6 @@ class AdapterStore:
         self.adapters[name] = _Entry(adapter_id, self.loads, products, needed, 0 if old is None else old.pins)
         return self._describe(name)
 
-    def load_path(self, name: str, path: str, follow_symlinks: bool = False) -> Described:  # noqa: FBT001, FBT002, ARG002
-        """Refuse: the specification reads no files."""
-        message = f"the specification cannot read {path}: use the native core, or pass the matrices of {name}"
-        raise AdapterError(message, code="adapter.beyond_reference")
-
     def _make_room(self, needed: int, kept: str) -> None:
         def free() -> int:
             return self.capacity - sum(entry.nbytes for entry in self.adapters.values())
