@@ -183,6 +183,31 @@ class TestTiming:
         assert timed == "abaabaaba"
         assert measured.rounds == 6
 
+    def test_a_rival_that_takes_forever_is_timed_once(self, clock: Clock) -> None:
+        calls: list[str] = []
+
+        def forever() -> float:
+            calls.append("b")
+            clock.now += 30.0
+            return 7.0
+
+        case = Case(
+            "sum",
+            cost("s", 1),
+            1,
+            Contender("a", sleepy(0.1), expect(7.0)),
+            [Contender("b", forever, expect(7.0))],
+        )
+        measured = measure_case(case, seconds=0)
+        assert measured.seconds == pytest.approx({"a": 0.1, "b": 30.0})
+        assert len(calls) == 2  # one to check it, one to time it
+
+    def test_a_meter_is_read_instead_of_the_clock(self, clock: Clock) -> None:
+        ours = Contender("a", sleepy(1.0), expect(7.0), meter=lambda: 5e6)
+        case = Case("memory", cost("MB", 1e6), 1, ours, [Contender("b", sleepy(2.0), meter=lambda: 2e7)])
+        found = row_of("lora", case, measure_case(case, seconds=0))
+        assert (found.ours, found.peers, found.ratio) == (5.0, {"b": 20.0}, 4.0)
+
     def test_fresh_input_is_never_met_twice(self, clock: Clock) -> None:
         parts_left = list(range(12))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,20 @@ def test_transposed_weights(tmp_path: Path) -> None:
     assert files_of(tmp_path / "again") == files_of(base)
 
 
+def test_adapters_that_are_loaded_already(example: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = example
+    loaded = lora.Adapter.load(adapter)
+    report = lora.merge_checkpoint(
+        base, [loaded, adapter], tmp_path / "out", weights=[0.5, 0.25], residue=True
+    )
+    assert [merged.name for merged in report.adapters] == ["adapter 1", str(adapter)]
+    lora.merge_checkpoint(base, [adapter, adapter], tmp_path / "expected", weights=[0.5, 0.25])
+    found, expected = files_of(tmp_path / "out"), files_of(tmp_path / "expected")
+    assert {name: found[name] for name in expected} == expected
+    lora.unmerge_checkpoint(tmp_path / "out", tmp_path / "again", adapters=[adapter, loaded])
+    assert files_of(tmp_path / "again") == files_of(base)
+
+
 def test_dry_run_writes_nothing(example: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = example
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -330,6 +345,7 @@ def test_unused_deltas_are_refused_unless_allowed(example: tuple[Path, Path], tm
     assert files_of(tmp_path / "again") == files_of(base)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 @pytest.mark.parametrize("names", [["float32"], ["float16", "bfloat16"]])
 def test_model_cache_snapshots_are_served(tmp_path: Path, names: list[str]) -> None:
     """A cache keeps files as blobs and a snapshot as links to them; links elsewhere are refused."""

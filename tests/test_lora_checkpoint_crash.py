@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import ml_dtypes
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 #: What a child process does: merges, or takes a merge back, with a limit on the size of files perhaps.
 CHILD = """
-import resource, sys
+import sys
 from infer_accel import errors, lora
 work, limit, residue, source, adapter, out = sys.argv[1:]
 if int(limit):
+    import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
 print("ready", flush=True)
 try:
@@ -123,8 +125,12 @@ def test_killed_at_any_moment(example: Example, tmp_path: Path, work: str) -> No
             if out.exists():
                 assert files_of(out) == example.expected[work], "neither absent nor whole"
                 break
-        if not out.exists() or (tmp_path / f".{out.name}.unfinished").exists():
+        if not out.exists():
             example.finish(work, out)
+        elif (tmp_path / f".{out.name}.unfinished").exists():
+            # Killed while it cleaned up: the next call does that, and says that the output is there, or what it is.
+            with suppress(errors.CheckpointError):
+                example.finish(work, out)
         assert files_of(out) == example.expected[work]
         assert not list(tmp_path.glob(".*"))
         shutil.rmtree(out)

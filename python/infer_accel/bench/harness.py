@@ -209,6 +209,8 @@ _CLOCK_STEP = 1e-9
 #: Who takes longer than this for one call is asked three times only: a rival may be a thousand times slower.
 _SLOW_CALL = 0.5
 _ROUNDS_OF_THE_SLOW = 3
+#: Who takes longer than this is asked once: a whole model merged the slow way takes half a minute.
+_ENDLESS_CALL = 8.0
 #: Two checks and a rehearsal.
 _CALLS_BESIDE_ROUNDS = 3
 
@@ -290,7 +292,7 @@ def _time(contenders: Sequence[Contender], seconds: float, fresh_calls: int | No
     share = seconds / len(contenders)
     paces = [_Pace.of(who, share, fresh_calls) for who in contenders]
     rounds = max(pace.rounds for pace in paces)
-    samples: list[list[float]] = [[] for _ in contenders]
+    samples = [[pace.first] if pace.rounds == 0 else [] for pace in paces]
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -308,15 +310,21 @@ def _time(contenders: Sequence[Contender], seconds: float, fresh_calls: int | No
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """How many calls make a sample, and how many samples a contender's share of the time allows."""
+    """How many calls make a sample, and how many samples a contender's share of the time allows.
+
+    No round at all means that the first call was the only one.
+    """
 
     repeats: int
     rounds: int
+    first: float
 
     @classmethod
     def of(cls, who: Contender, share: float, fresh_calls: int | None) -> _Pace:
         count = 1
         seconds = _sample(who, count)
+        if seconds > _ENDLESS_CALL:
+            return cls(count, 0, seconds)
         # A call that must be prepared, or meets fresh input, cannot be repeated inside a sample.
         repeatable = who.prepare is None and fresh_calls is None and who.meter is None
         while repeatable and seconds * count < _SHORTEST_SAMPLE:
@@ -325,7 +333,7 @@ class _Pace:
         at_least = _ROUNDS_AT_LEAST if seconds < _SLOW_CALL else _ROUNDS_OF_THE_SLOW
         at_most = _ROUNDS_AT_MOST if fresh_calls is None else fresh_calls - _CALLS_BESIDE_ROUNDS
         rounds = max(at_least, int(share / (seconds * count)))
-        return cls(count, max(1, min(at_most, rounds)))
+        return cls(count, max(1, min(at_most, rounds)), seconds)
 
     def takes_part(self, turn: int, rounds: int) -> bool:
         """Whether `turn` of `rounds` is one of this contender's, which lie evenly among them."""
@@ -354,6 +362,8 @@ def _sample(who: Contender, count: int) -> float:
 
 def _spread(samples: Sequence[float]) -> float:
     """Return half the distance between the quartiles as a share of the median."""
+    if len(samples) < 2:
+        return 0.0
     low, middle, high = statistics.quantiles(samples, n=4)
     return (high - low) / 2 / middle if middle else 0.0
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from infer_accel import _backend
 from infer_accel.errors import ArgumentError, BackendError
+from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._report import MergeReport, UnmergeReport
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ METHODS: tuple[str, ...] = ("sum",)
 
 def merge_checkpoint(
     base_dir: Path,
-    adapters: Path | Sequence[Path],
+    adapters: Path | Adapter | Sequence[Path | Adapter],
     out_dir: Path,
     *,
     weights: Sequence[float] | None = None,
@@ -55,7 +56,8 @@ def merge_checkpoint(
         the weights in another form (``*.bin``, ``*.gguf``, …) are left out. Symbolic links out of the directory are
         refused, except into the blobs of a model cache that it is a snapshot of.
     adapters
-        One adapter or several: PEFT directories, or single files.
+        One adapter or several: PEFT directories, single files, or what :meth:`infer_accel.lora.Adapter.load` returned
+        (for instance with ``follow_symlinks=True``, which a model cache needs).
     out_dir
         The directory to make: absent, or empty; neither inside the base nor around it.
     weights
@@ -115,20 +117,18 @@ def merge_checkpoint(
         ...
     infer_accel.errors.ArgumentError: 2 weights came for 1 adapters; pass one for each, or None for 1.0 each
     """
-    paths = _paths(adapters)
+    several = _several(adapters)
     if method not in METHODS:
         message = f"method={method!r} came; allowed: 'sum'; infer_accel.lora.combine makes one adapter in other ways"
         raise ArgumentError(message, code="argument.method")
-    if weights is not None and len(weights) != len(paths):
-        message = (
-            f"{len(weights)} weights came for {len(paths)} adapters; pass one for each, or None for 1.0 each"
-        )
+    if weights is not None and len(weights) != len(several):
+        message = f"{len(weights)} weights came for {len(several)} adapters; pass one for each, or None for 1.0 each"
         raise ArgumentError(message, code="argument.weights")
     text: str = _core().merge_checkpoint(
         os.fspath(base_dir),
-        paths,
+        several,
         os.fspath(out_dir),
-        weights=[1.0] * len(paths) if weights is None else [float(weight) for weight in weights],
+        weights=[1.0] * len(several) if weights is None else [float(weight) for weight in weights],
         dtype=dtype,
         residue=residue,
         verify=verify,
@@ -145,7 +145,7 @@ def unmerge_checkpoint(
     merged_dir: Path,
     out_dir: Path,
     *,
-    adapters: Path | Sequence[Path],
+    adapters: Path | Adapter | Sequence[Path | Adapter],
     residue_dir: Path | None = None,
     resume: bool = True,
     num_threads: int | None = None,
@@ -192,7 +192,7 @@ def unmerge_checkpoint(
     text: str = _core().unmerge_checkpoint(
         os.fspath(merged_dir),
         os.fspath(out_dir),
-        adapters=_paths(adapters),
+        adapters=_several(adapters),
         residue_dir=None if residue_dir is None else os.fspath(residue_dir),
         resume=resume,
         num_threads=num_threads,
@@ -201,12 +201,12 @@ def unmerge_checkpoint(
     return UnmergeReport.from_json(text)
 
 
-def _paths(adapters: Path | Sequence[Path]) -> list[str]:
-    """Return the paths of one adapter or of several."""
-    several = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
+def _several(adapters: Path | Adapter | Sequence[Path | Adapter]) -> list[object]:
+    """Return what the core takes for one adapter or for several."""
+    several = [adapters] if isinstance(adapters, str | os.PathLike | Adapter) else list(adapters)
     if not several:
         raise ArgumentError("no adapters came; name at least one", code="argument.adapters")
-    return [os.fspath(adapter) for adapter in several]
+    return [adapter._core if isinstance(adapter, Adapter) else os.fspath(adapter) for adapter in several]  # noqa: SLF001
 
 
 def _core() -> ModuleType:

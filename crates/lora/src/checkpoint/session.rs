@@ -52,7 +52,13 @@ impl OutputWork<'_> {
             staging.discard(journal)?;
             return Ok(report);
         }
-        self.place.require_vacant()?;
+        if let Err(refusal) = self.place.require_vacant() {
+            // An earlier call was killed while it removed what was left: its output is whole.
+            if records.is_empty() {
+                staging.discard(journal)?;
+            }
+            return Err(refusal);
+        }
         match records.first() {
             Some(Record::Work(found)) if *found != self.identity => {
                 return Err(CheckpointError::OtherWork {

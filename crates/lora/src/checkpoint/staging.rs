@@ -148,6 +148,13 @@ impl Staging {
     /// Removes the directory of unfinished work.
     pub(super) fn discard(self, journal: Journal) -> Result<(), CheckpointError> {
         drop(journal);
+        // `files` before the journal, as long as that says whose it is.
+        match fs::remove_dir_all(&self.files) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(CheckpointError::write(&self.files)(error));
+            }
+            _ => {}
+        }
         fs::remove_dir_all(&self.root).map_err(CheckpointError::write(&self.root))
     }
 }

@@ -64,10 +64,45 @@ fn watched<T: Send>(
     }
 }
 
-fn load(paths: &[PathBuf], num_threads: Option<usize>) -> Result<Vec<(String, Adapter)>, NativeError> {
+/// An adapter as it comes: loaded, or the path that it is to be loaded from.
+#[derive(FromPyObject)]
+pub(super) enum AdapterArg<'py> {
+    /// Loaded.
+    Loaded(Bound<'py, super::adapter::Adapter>),
+    /// A path.
+    Path(PathBuf),
+}
+
+/// The same, for work without the interpreter's lock.
+enum Given {
+    Loaded(String, Adapter),
+    Path(PathBuf),
+}
+
+fn given(adapters: Vec<AdapterArg<'_>>) -> Vec<Given> {
+    let own = |(index, adapter)| match adapter {
+        AdapterArg::Loaded(loaded) => Given::Loaded(format!("adapter {}", index + 1), loaded.get().0.clone()),
+        AdapterArg::Path(path) => Given::Path(path),
+    };
+    adapters.into_iter().enumerate().map(own).collect()
+}
+
+/// Paths of the adapters that have one.
+fn paths(adapters: &[Given]) -> Vec<PathBuf> {
+    let path = |adapter: &Given| match adapter {
+        Given::Loaded(..) => None,
+        Given::Path(path) => Some(path.clone()),
+    };
+    adapters.iter().filter_map(path).collect()
+}
+
+fn load(adapters: Vec<Given>, num_threads: Option<usize>) -> Result<Vec<(String, Adapter)>, NativeError> {
     let options = LoadOptions { num_threads, ..LoadOptions::default() };
-    let named = |path: &PathBuf| Ok((path.display().to_string(), Adapter::load(path, &options)?));
-    paths.iter().map(named).collect()
+    let named = |adapter| match adapter {
+        Given::Loaded(name, adapter) => Ok((name, adapter)),
+        Given::Path(path) => Ok((path.display().to_string(), Adapter::load(&path, &options)?)),
+    };
+    adapters.into_iter().map(named).collect()
 }
 
 fn inputs<'a>(adapters: &'a [(String, Adapter)], weights: &[f64]) -> Vec<AdapterInput<'a>> {
@@ -113,7 +148,7 @@ fn dtype_of(name: Option<&str>) -> Result<Option<DType>, NativeError> {
 pub(super) fn merge_checkpoint(
     py: Python<'_>,
     base_dir: PathBuf,
-    adapters: Vec<PathBuf>,
+    adapters: Vec<AdapterArg<'_>>,
     out_dir: PathBuf,
     weights: Vec<f64>,
     dtype: Option<&str>,
@@ -127,9 +162,11 @@ pub(super) fn merge_checkpoint(
 ) -> PyResult<String> {
     let dtype = dtype_of(dtype)?;
     let options = MergeOptions { dtype, residue, verify, resume, allow_unused, dry_run, num_threads };
+    let adapters = given(adapters);
     watched(py, progress, move |watcher| {
-        let loaded = load(&adapters, num_threads)?;
-        let paths: Vec<&Path> = adapters.iter().map(PathBuf::as_path).collect();
+        let paths = paths(&adapters);
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        let loaded = load(adapters, num_threads)?;
         let inputs = inputs(&loaded, &weights);
         let observer = &mut |progress| watcher.observe(progress);
         json(&merge(&base_dir, &inputs, &out_dir, &paths, &options, observer)?)
@@ -145,16 +182,18 @@ pub(super) fn unmerge_checkpoint(
     py: Python<'_>,
     merged_dir: PathBuf,
     out_dir: PathBuf,
-    adapters: Vec<PathBuf>,
+    adapters: Vec<AdapterArg<'_>>,
     residue_dir: Option<PathBuf>,
     resume: bool,
     num_threads: Option<usize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let options = UnmergeOptions { resume, num_threads };
+    let adapters = given(adapters);
     watched(py, progress, move |watcher| {
-        let loaded = load(&adapters, num_threads)?;
-        let paths: Vec<&Path> = adapters.iter().map(PathBuf::as_path).collect();
+        let paths = paths(&adapters);
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        let loaded = load(adapters, num_threads)?;
         let inputs = inputs(&loaded, &[]);
         let observer = &mut |progress| watcher.observe(progress);
         let residue = residue_dir.as_deref();
