@@ -204,3 +204,30 @@ def test_vllm_decodes_our_events(form: Any) -> None:
         assert (batch.ts, batch.data_parallel_rank) == (12.5, 2)
         assert {type(event).__name__ for event in batch.events} == kinds
         pool.reset()
+
+
+@pytest.mark.parametrize("num_blocks", [100, 400, 5000])
+def test_a_replay_hits_what_vllm_hits(num_blocks: int) -> None:
+    """Block for block: the same trace, with tokens that follow from its ids, through vLLM's manager."""
+    from tests.test_kvcache_replay import some_trace
+
+    utils.init_none_hash(hashing.sha256_cbor)
+    block_size = 64
+    trace = kvcache.Trace.parse(some_trace(5, 120))
+    theirs = vllm_manager(num_blocks, block_size, events=True)
+    hits, evicted = [], 0
+    for number in range(len(trace)):
+        _, length, _, ids = trace.request(number)
+        tokens = [ids[at // 512] * 512 + at % 512 for at in range(length)]
+        request = vllm_request(str(number), tokens, block_size)
+        found, cached, *_ = theirs.get_computed_blocks(request)
+        if theirs.allocate_slots(request, length - cached, cached, found) is None:
+            hits.append(0)
+            continue
+        hits.append(cached // block_size)
+        theirs.free(request)
+        evicted += sum(type(event).__name__ == "BlockRemoved" for event in theirs.take_events())
+    report = kvcache.replay(trace, num_blocks=num_blocks, block_size=block_size)
+    assert report.hits.tolist() == hits
+    assert report.evictions == evicted
+    assert sum(hits) > 0

@@ -208,6 +208,30 @@ pub enum KvCacheError {
         /// The last one.
         last: usize,
     },
+    /// A trace that cannot be read.
+    #[error("line {line} of the trace: {what}")]
+    Trace {
+        /// Which line.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A trace that cannot be made.
+    #[error("a trace cannot be made so: {what}")]
+    Synthetic {
+        /// What came, and what is allowed.
+        what: String,
+    },
+    /// Blocks that ids of a trace do not fill.
+    #[error(
+        "block_size={got} came; an id of a trace stands for {tokens} tokens: pass a divisor or a multiple of that"
+    )]
+    ReplayBlockSize {
+        /// The size that came.
+        got: usize,
+        /// Tokens of an id.
+        tokens: usize,
+    },
     /// A watermark that leaves no block.
     #[error("watermark={got} came; pass a share from 0 to less than 1")]
     Watermark {
@@ -465,6 +489,9 @@ impl KvCacheError {
             | Self::Groups { .. }
             | Self::GroupIndex { .. }
             | Self::Watermark { .. }
+            | Self::Trace { .. }
+            | Self::Synthetic { .. }
+            | Self::ReplayBlockSize { .. }
             | Self::ReferenceCount { .. }
             | Self::HashConflict { .. }
             | Self::PageAxis { .. } => ErrorKind::Argument,
@@ -500,6 +527,9 @@ impl KvCacheError {
             Self::SequenceLength { .. } => "argument.sequence_length",
             Self::Groups { .. } | Self::GroupIndex { .. } => "argument.groups",
             Self::Watermark { .. } => "argument.watermark",
+            Self::Trace { .. } => "argument.trace",
+            Self::Synthetic { .. } => "argument.synthetic_trace",
+            Self::ReplayBlockSize { .. } => "argument.replay_block_size",
             Self::BlockId { .. } => "id.block",
             Self::StaleBlock { .. } => "stale_block.handle",
             Self::ReferenceCount { .. } => "argument.references",

@@ -7,6 +7,7 @@
 //! - [`nonfinite`] finds pages that hold a NaN or an infinity, and makes pages blank.
 //! - [`tier`] keeps pages on disk.
 //! - [`manager`] runs whole batches of sequences on a pool: tables, slots, forks.
+//! - [`replay`] sends recorded requests through a pool.
 //! - [`events`] says what a pool stored and removed.
 //!
 //! The crate knows nothing of Python. `docs/design/kvcache.md` explains the structures.
@@ -20,6 +21,7 @@ mod kernels;
 pub mod manager;
 pub mod nonfinite;
 pub mod pool;
+pub mod replay;
 pub mod tier;
 
 pub use error::KvCacheError;

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infer_accel import __version__
-from infer_accel.cli import bench, info, inspect, merge, unmerge
+from infer_accel.cli import bench, info, inspect, merge, replay, unmerge
 
 __all__ = ["app"]
 
@@ -23,6 +23,7 @@ app.command(name="bench")(bench.run)
 app.command(name="info")(info.run)
 app.command(name="inspect")(inspect.run)
 app.command(name="merge")(merge.run)
+app.command(name="replay")(replay.run)
 app.command(name="unmerge")(unmerge.run)
 
 

@@ -22,6 +22,7 @@ from infer_accel.kvcache._host import FloatFormat, HostPool, scan_nonfinite, scr
 from infer_accel.kvcache._layout import PageLayout
 from infer_accel.kvcache._manager import Admission, BlockManager, CacheGroup, ManagerStats
 from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool, PoolStats
+from infer_accel.kvcache._replay import ReplayReport, Trace, replay, replay_curve
 from infer_accel.kvcache._tier import Checksum, DiskTier, TierStats
 
 __all__ = [
@@ -45,14 +46,18 @@ __all__ = [
     "PageLayout",
     "PoolStats",
     "PromptBlocks",
+    "ReplayReport",
     "TierStats",
     "TieredCache",
+    "Trace",
     "hash_blocks",
     "hash_prompt",
     "none_hash",
     "page_copy",
     "page_gather",
     "page_scatter",
+    "replay",
+    "replay_curve",
     "scan_nonfinite",
     "scrub",
 ]

@@ -10,6 +10,7 @@ mod host;
 mod manager;
 mod nonfinite;
 mod pool;
+mod replay;
 mod tier;
 
 use infer_accel_kvcache::KvCacheError;
@@ -45,6 +46,8 @@ pub(crate) mod kvcache {
     use super::nonfinite::{scan_nonfinite, scrub};
     #[pymodule_export]
     use super::pool::BlockPool;
+    #[pymodule_export]
+    use super::replay::{Trace, replay};
     #[pymodule_export]
     use super::tier::DiskTier;
 }

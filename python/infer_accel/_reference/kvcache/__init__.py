@@ -10,6 +10,7 @@ from infer_accel._reference.kvcache.manager import BlockManager
 from infer_accel._reference.kvcache.nonfinite import HostPool, scan_nonfinite, scrub
 from infer_accel._reference.kvcache.pages import page_copy, page_gather, page_scatter
 from infer_accel._reference.kvcache.pool import BlockPool
+from infer_accel._reference.kvcache.replay import Trace, replay
 from infer_accel._reference.kvcache.tier import DiskTier, TieredCache
 
 __all__ = [
@@ -18,11 +19,13 @@ __all__ = [
     "DiskTier",
     "HostPool",
     "TieredCache",
+    "Trace",
     "hash_blocks",
     "none_hash",
     "page_copy",
     "page_gather",
     "page_scatter",
+    "replay",
     "scan_nonfinite",
     "scrub",
     "xxh3_128",

@@ -113,8 +113,7 @@ def _lookup_of_vllm(hashes: Bytes) -> Callable[[], object]:
     blocks = pool.get_new_blocks(len(keys))
     for key, block in zip(keys, blocks, strict=True):
         whole = make_block_hash_with_group_id(key, 0)
-        block.block_hash = whole
-        pool.cached_block_hash_to_block.insert(whole, block)
+        pool._insert_block_hash(whole, block, num_tokens=None)  # noqa: SLF001 - what cache_full_blocks calls
     pool.free_blocks(reversed(blocks))
 
     def run() -> object:

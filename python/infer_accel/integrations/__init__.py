@@ -1,0 +1,1 @@
+"""What plugs into other programs; each module needs the program that it is named for."""
