@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
 __all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "TieredCache", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "scan_nonfinite", "scrub", "xxh3_128"]
+__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "Trace", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "replay", "scan_nonfinite", "scrub", "xxh3_128"]
 
 @final
 class BlockManager:
@@ -231,6 +232,28 @@ class TieredCache:
     def wait_for_prefetches(self, /) -> None:
         """
         Waits until all that was asked for has been brought.
+class Trace:
+    """
+    Recorded requests.
+    """
+    def __len__(self, /) -> int: ...
+    def has_ids(self, /) -> bool:
+        """
+        Whether prompts have ids.
+        """
+    @staticmethod
+    def parse(data: bytes) -> Trace:
+        """
+        Reads JSON lines of Mooncake or CSV of Azure.
+        """
+    def request(self, /, index: int) -> tuple[int, int, int, list[int]] | None:
+        """
+        Arrival in milliseconds, input tokens, output tokens and ids of a request.
+        """
+    @staticmethod
+    def synthetic(requests: int, system_prompts: int, continued: SupportsFloat | SupportsIndex, rate: SupportsFloat | SupportsIndex, seed: SupportsIndex) -> Trace:
+        """
+        Makes conversations behind shared system prompts.
         """
 
 def hash_blocks(token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, block_size: int, algorithm: str = "sha256_cbor", parent: bytes | None = None, extra_keys: Sequence[Any] | None = None) -> Incomplete:
@@ -262,6 +285,11 @@ def page_gather(sources: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[in
 def page_scatter(sources: SupportsGetItem[int, Tensor], targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: SupportsIndex = 0, num_threads: int | None = None) -> None:
     """
     Copies, in every layer, page ``i`` of the source to page ``ids[i]`` of the target.
+    """
+
+def replay(trace: Trace, *, num_blocks: int, block_size: int, host_blocks: int, outputs: bool, seconds_per_token: SupportsFloat | SupportsIndex | None, progress: Any | None = None) -> tuple[Incomplete, Incomplete, Incomplete, Incomplete, Incomplete, int, int]:
+    """
+    Replays a trace; `progress` is called with the number of requests that are done.
     """
 
 def scan_nonfinite(pages: Tensor, *, dtype: str | None = None, num_threads: int | None = None) -> Incomplete:
