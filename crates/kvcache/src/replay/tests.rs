@@ -104,8 +104,8 @@ fn requests_that_overlap_wait_for_blocks() {
     let trace = mooncake(&[(0, 512, 100, &[1]), (10, 512, 100, &[2]), (20, 512, 100, &[1])]);
     let timed = ReplayOptions { seconds_per_token: Some(0.01), ..options(40, 16) };
     let outcome = run(&trace, &timed);
-    // The second does not fit beside the first, which ends after a second; the third may not overtake it.
-    assert_eq!(outcome.waits, [0, 990, 980]);
+    // None fits beside another, each runs for a second, and nobody overtakes.
+    assert_eq!(outcome.waits, [0, 990, 1980]);
     let roomy = run(&trace, &ReplayOptions { num_blocks: 200, ..timed });
     assert_eq!(roomy.waits, [0, 0, 0]);
     assert_eq!(roomy.hits, [0, 0, 31]);
