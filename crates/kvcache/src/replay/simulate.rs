@@ -62,7 +62,7 @@ pub fn replay(
             }
             progress(number);
         }
-        replay.run(number as u64, request, trace.ids_of(request))?;
+        replay.run(number as u64, request, trace.ids_of(request));
     }
     progress(trace.requests().len());
     replay.outcome.evictions = replay.pool.stats().evictions;
@@ -87,7 +87,7 @@ struct Replay<'a> {
 impl<'a> Replay<'a> {
     fn new(options: &'a ReplayOptions) -> Result<Self, KvCacheError> {
         let size = options.block_size;
-        if size == 0 || (IDS_TOKENS % size != 0 && size % IDS_TOKENS != 0) {
+        if size == 0 || (!IDS_TOKENS.is_multiple_of(size) && !size.is_multiple_of(IDS_TOKENS)) {
             return Err(KvCacheError::ReplayBlockSize { got: size, tokens: IDS_TOKENS });
         }
         if let Some(seconds) = options.seconds_per_token
@@ -118,7 +118,7 @@ impl<'a> Replay<'a> {
         })
     }
 
-    fn run(&mut self, number: u64, request: &TraceRequest, ids: &[u64]) -> Result<(), KvCacheError> {
+    fn run(&mut self, number: u64, request: &TraceRequest, ids: &[u64]) {
         let size = self.options.block_size;
         let length = request.input_tokens + if self.options.outputs { request.output_tokens } else { 0 };
         let (total, full) = (length.div_ceil(size), length / size);
@@ -158,7 +158,6 @@ impl<'a> Replay<'a> {
         self.outcome.host_hits.push(host_hits);
         self.outcome.waits.push(waits);
         self.move_to_host();
-        Ok(())
     }
 
     /// The key of each full block: an id and a place within it, or a name that no other request has.

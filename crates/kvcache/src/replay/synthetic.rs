@@ -34,7 +34,7 @@ impl Trace {
         if system_prompts == 0 || system_prompts > MAX_REQUESTS {
             return wrong(format!("{system_prompts} system prompts came; make 1 to {MAX_REQUESTS}"));
         }
-        if !(0.0..=1.0).contains(&continued) || !(rate > 0.0 && rate.is_finite()) {
+        if !((0.0..=1.0).contains(&continued) && rate > 0.0 && rate.is_finite()) {
             return wrong(format!(
                 "continued={continued} and rate={rate} came; pass a share, and a rate above 0"
             ));

@@ -42,7 +42,7 @@ impl Trace {
     /// Reads a trace, whichever of both formats it has: JSON lines begin with a brace.
     pub fn parse(data: &[u8]) -> Result<Self, KvCacheError> {
         let text = std::str::from_utf8(data).map_err(|error| {
-            let line = data[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
+            let line = data[..error.valid_up_to()].split(|&byte| byte == b'\n').count();
             wrong(line, "is not UTF-8")
         })?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
