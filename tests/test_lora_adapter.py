@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,14 +102,16 @@ def test_the_first_pattern_wins_as_in_a_python_dict(tmp_path: Path) -> None:
 
 
 @given(
-    key=st.text(alphabet="ab.*+?()[]|^\\d-", max_size=8),
+    key=st.text(alphabet="ab.*+?|^\\d", max_size=8),
     name=st.text(alphabet="ab1.", min_size=1, max_size=10).filter(lambda name: not name.startswith(".")),
 )
 def test_patterns_mean_what_python_means(
     key: str, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     try:
-        expected = re.match(rf"(.*\.)?({key})$", name) is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # sets within sets, which Python may read one day
+            expected = re.match(rf"(.*\.)?({key})$", name) is not None
     except (re.error, RecursionError):
         return
     folder = tmp_path_factory.mktemp("pattern")
