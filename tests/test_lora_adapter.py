@@ -102,7 +102,7 @@ def test_the_first_pattern_wins_as_in_a_python_dict(tmp_path: Path) -> None:
 
 
 @given(
-    key=st.text(alphabet="ab.*+?|^\\d", max_size=8),
+    key=st.text(alphabet="ab.*+?()[]|^\\d-", max_size=8),
     name=st.text(alphabet="ab1.", min_size=1, max_size=10).filter(lambda name: not name.startswith(".")),
 )
 def test_patterns_mean_what_python_means(
@@ -241,6 +241,29 @@ def test_diffusers_names(tmp_path: Path, down: str, up: str) -> None:
     result = merged(adapter, files.write_base(tmp_path / "base", base), base)
     expected = base["d.attn.to_q.weight"] + tensors[up] @ tensors[down]
     np.testing.assert_array_equal(result["d.attn.to_q.weight"], expected)
+
+
+@pytest.mark.parametrize(
+    ("note", "code"),
+    [
+        (
+            '{"unet.r": 2, "unet.lora_alpha": 2, "unet.target_modules": ["to_q"], "unet.alpha_pattern": {}}',
+            None,
+        ),
+        ('{"unet.r": 2, "unet.lora_alpha": 4}', "adapter.unsupported"),
+        ('{"unet.r": 2, "unet.lora_alpha": 2, "unet.use_rslora": true}', "adapter.unsupported"),
+        ('{"unet.lora_alpha": 2}', "adapter.unsupported"),
+        ("no JSON", "adapter.config"),
+    ],
+)
+def test_a_noted_scaling_is_never_overlooked(tmp_path: Path, note: str, code: str | None) -> None:
+    tensors = {"unet.to_q.lora_A.weight": files.ramp(2, 6), "unet.to_q.lora_B.weight": files.ramp(5, 2)}
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    path.write_bytes(files.safetensors_bytes(tensors, {"lora_adapter_metadata": note}))
+    if code is None:
+        assert Adapter.load(tmp_path).scaling == 1
+    else:
+        assert codes(tmp_path) == [code]
 
 
 def test_flattened_names_that_fit_two_modules(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ use infer_accel_tensor::threads;
 
 use super::assemble::{Assembled, assemble};
 use super::config::Config;
+use super::json::Node;
 use super::{Adapter, Tensor, finite, read};
 use crate::Error;
 use crate::problem::{Problem, ProblemCode};
@@ -83,9 +84,40 @@ fn read_from(
         );
         return Err(Problem::new(ProblemCode::Config, CONFIG, message));
     }
+    if config.is_none() {
+        check_metadata(&file, problems);
+    }
     let tensors = read_tensors(&file, num_threads, problems)?;
     let Assembled { layers, replacements } = assemble(tensors, config.as_ref(), problems);
     Ok(Some(Adapter::new(config.unwrap_or_default(), layers, replacements)))
+}
+
+/// Newer files of diffusers note a configuration for each part of the pipeline in their header. Without it the scaling
+/// is 1, or what tensors named `alpha` say; a note that says otherwise is refused, never overlooked.
+fn check_metadata(file: &File, problems: &mut Vec<Problem>) {
+    const NOTE: &str = "lora_adapter_metadata";
+    let Some((_, text)) = file.header().metadata().iter().find(|(key, _)| key == NOTE) else { return };
+    let Ok(Node::Object(fields)) = Node::parse(text.as_bytes()) else {
+        problems.push(Problem::new(ProblemCode::Config, NOTE, "it is no JSON object that can be read"));
+        return;
+    };
+    for (name, node) in &fields {
+        let (component, field) = name.rsplit_once('.').unwrap_or(("", name));
+        let rank = format!("{component}{}r", if component.is_empty() { "" } else { "." });
+        let changes_scaling = match field {
+            "lora_alpha" => fields.iter().find(|(key, _)| *key == rank).is_none_or(|(_, rank)| rank != node),
+            "rank_pattern" | "alpha_pattern" | "use_rslora" | "use_dora" | "lora_bias" => node.is_truthy(),
+            _ => false,
+        };
+        if changes_scaling {
+            let message = format!(
+                "{name} is {}, which changes the scaling; of a file without {CONFIG} that is not served: save it as a \
+                 PEFT directory",
+                node.shown()
+            );
+            problems.push(Problem::new(ProblemCode::Unsupported, NOTE, message));
+        }
+    }
 }
 
 /// The file of weights, and the configuration if there is one.

@@ -24,12 +24,12 @@ impl Pattern {
         if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.')) {
             return Ok(Self::Plain(key.to_owned()));
         }
-        RegexBuilder::new(&format!(r"\A(?:.*\.)?(?:{key})\z"))
-            .backtrack_limit(MAX_STEPS)
-            .delegate_size_limit(MAX_COMPILED)
-            .build()
-            .map(|regex| Self::Regex(Box::new(regex)))
-            .map_err(|error| error.to_string())
+        check_sets(key)?;
+        // The very text that PEFT compiles must be an expression by itself: parentheses of the key could otherwise
+        // pair with those around it. In front of it stands what `re.match` adds.
+        let text = format!(r"(.*\.)?({key})$");
+        compiled(&text)?;
+        compiled(&format!(r"\A(?:{text})")).map(|regex| Self::Regex(Box::new(regex)))
     }
 
     /// Whether the key applies to a module; an error where the pattern takes too many steps.
@@ -39,6 +39,41 @@ impl Pattern {
             Self::Regex(regex) => regex.is_match(name).map_err(|error| error.to_string()),
         }
     }
+}
+
+fn compiled(text: &str) -> Result<Regex, String> {
+    RegexBuilder::new(text)
+        .backtrack_limit(MAX_STEPS)
+        .delegate_size_limit(MAX_COMPILED)
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+/// Refuses what means one thing in a set of Python's expressions and another here: sets within sets, and their
+/// differences, intersections and the like.
+fn check_sets(key: &str) -> Result<(), String> {
+    let bytes = key.as_bytes();
+    let (mut position, mut in_set) = (0, false);
+    while let Some(&byte) = bytes.get(position) {
+        let next = bytes.get(position + 1).copied();
+        match (in_set, byte) {
+            (_, b'\\') => position += 1,
+            (false, b'[') => {
+                in_set = true;
+                // A bracket that closes first, behind the one that negates, stands for itself.
+                position += usize::from(next == Some(b'^'));
+                position += usize::from(bytes.get(position + 1) == Some(&b']'));
+            }
+            (true, b']') => in_set = false,
+            (true, b'[') => return Err("a '[' within a set must be escaped".to_owned()),
+            (true, b'&' | b'-' | b'~' | b'|') if next == Some(byte) => {
+                return Err("a doubled sign within a set must be escaped".to_owned());
+            }
+            _ => {}
+        }
+        position += 1;
+    }
+    Ok(())
 }
 
 fn plain_applies(key: &[u8], name: &str) -> bool {
@@ -94,6 +129,13 @@ mod tests {
         assert!(applies(r"layers\.(?!0\.)\d+\.self_attn\.q_proj", name));
         assert!(!applies(r"layers\.(?!10\.)\d+\.self_attn\.q_proj", name));
         assert!(applies("", "ends.in.a.dot."));
+        // Parentheses of a key belong to the key.
+        assert!(!applies("a)].|(", "b1bb."));
+        assert!(Pattern::new("a))(?:(b").is_err());
+        for key in ["[a[b]]", "[a&&b]", "[a--b]", "[^][]"] {
+            assert!(Pattern::new(key).is_err(), "{key}");
+        }
+        assert!(applies(r"[]\[]", "x.]") && applies("[^]a]", "x.b"));
     }
 
     #[test]
