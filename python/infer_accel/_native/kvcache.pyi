@@ -9,8 +9,7 @@ from infer_accel._typing import Tensor
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "TieredCache", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "scan_nonfinite", "scrub", "xxh3_128"]
-__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "Trace", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "replay", "scan_nonfinite", "scrub", "xxh3_128"]
+__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "TieredCache", "Trace", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "replay", "scan_nonfinite", "scrub", "xxh3_128"]
 
 @final
 class BlockManager:
@@ -232,6 +231,9 @@ class TieredCache:
     def wait_for_prefetches(self, /) -> None:
         """
         Waits until all that was asked for has been brought.
+        """
+
+@final
 class Trace:
     """
     Recorded requests.
