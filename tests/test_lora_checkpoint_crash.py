@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 #: What a child process does: merges, or takes a merge back, with a limit on the size of files perhaps.
 CHILD = """
-import sys
+import signal, sys
+# Whoever runs the tests in the background may have had SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from infer_accel import errors, lora
 work, limit, residue, source, adapter, out = sys.argv[1:]
 if int(limit):
@@ -190,7 +192,7 @@ shutil.copytree(paths[2], {str(tmp_path / "copy")!r})
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_ctrl_c(example: Example, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for _ in range(20):
+    for turn in range(1, 31):
         child = subprocess.Popen(
             [
                 sys.executable,
@@ -209,7 +211,7 @@ def test_ctrl_c(example: Example, tmp_path: Path) -> None:
         )
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        time.sleep(0.02)
+        time.sleep(0.001 * turn)
         child.send_signal(signal.SIGINT)
         stderr = child.communicate()[1]
         if "KeyboardInterrupt" in stderr:
