@@ -16,10 +16,11 @@ array([[0.5, 0.5, 0.5],
 
 from __future__ import annotations
 
-from infer_accel.lora._adapter import Adapter, AdapterLayer, AdapterLedger, AdapterUpdate, Problem
+from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._apply import AdapterStack, apply_adapter, apply_adapters
 from infer_accel.lora._checkpoint import merge_checkpoint, unmerge_checkpoint
 from infer_accel.lora._combine import combine
+from infer_accel.lora._layers import AdapterLayer, AdapterLedger, AdapterUpdate, Problem
 from infer_accel.lora._many import merge_many
 from infer_accel.lora._merge import merge_weights, unmerge_weights
 from infer_accel.lora._module import LoraModel
