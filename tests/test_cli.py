@@ -228,6 +228,34 @@ class TestWrongCalls:
         assert "is a directory" in result.stderr
         assert entries(tmp_path) == set()
 
+    @pytest.mark.parametrize(
+        ("command", "advice"),
+        [
+            (["replay"], "a Mooncake trace"),
+            (["inspect"], "an adapter's directory"),
+            (["merge", "-o", "out"], "the directory of a checkpoint"),
+            (["unmerge", "-o", "out"], "`infer-accel merge --residue`"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else None,
+    )
+    def test_a_path_where_nothing_is(self, tmp_path: Path, command: list[str], advice: str) -> None:
+        name, *options = command
+        others = [tmp_path] if options else []
+        result = run(name, tmp_path / "missing", *others, *options)
+        assert result.exit_code == 2
+        assert "there is no such file or directory" in result.stderr
+        assert advice in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        (tmp_path / "link").symlink_to("nowhere")
+        result = run(name, tmp_path / "link", *others, *options)
+        assert result.exit_code == 2
+        assert "a link to nowhere" in result.stderr
+
+    def test_a_trace_that_is_a_directory(self, tmp_path: Path) -> None:
+        result = run("replay", tmp_path)
+        assert result.exit_code == 2
+        assert "is a directory" in result.stderr
+
     @pytest.mark.skipif(
         os.name == "nt" or getattr(os, "geteuid", lambda: 1)() == 0, reason="root may write anywhere"
     )

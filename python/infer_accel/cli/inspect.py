@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from infer_accel.cli.output import EXIT_FELL, errors, refuse, results
+from infer_accel.cli.output import EXIT_FELL, errors, refuse, require_existing, results
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,8 +56,9 @@ def run(
     ] = False,
 ) -> None:
     """Print modules, ranks, formats and sizes, and end with 1 if anything is wrong."""
-    if not path.exists():
-        refuse(f"{path}: there is no such file or directory")
+    require_existing(path, "an adapter's directory, a checkpoint's directory, or a safetensors file")
+    if base is not None:
+        require_existing(base, "--base the directory of the checkpoint that the adapter is for")
     if _is_adapter(path, follow_symlinks=follow_symlinks):
         _adapter(path, base, as_json=as_json, follow_symlinks=follow_symlinks)
     else:

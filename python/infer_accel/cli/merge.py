@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from infer_accel.cli.output import byte_progress, guarded, refuse, require_writable, results
+from infer_accel.cli.output import byte_progress, guarded, refuse, require_existing, require_writable, results
 
 if TYPE_CHECKING:
     from infer_accel.lora import MergeReport, TensorChange
@@ -60,6 +60,9 @@ def run(
 
     shares = None if weights is None else [_weight(text) for text in weights.split(",")]
     require_writable(json_path, "--json")
+    require_existing(base, "the directory of a checkpoint first, then its adapters")
+    for adapter in adapters:
+        require_existing(adapter, "the directory of an adapter: adapter_config.json and its weights")
     with guarded(), byte_progress("merging") as progress:
         report = lora.merge_checkpoint(
             base,

@@ -22,6 +22,8 @@ __all__ = [
     "guarded",
     "progress",
     "refuse",
+    "require_existing",
+    "require_file",
     "require_writable",
     "results",
 ]
@@ -96,6 +98,23 @@ def refuse(message: str) -> NoReturn:
     """Say what is wrong with the call and leave with 2."""
     errors().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     raise typer.Exit(EXIT_WRONG)
+
+
+def require_existing(path: Path, wanted: str) -> None:
+    """Refuse a path where nothing is; `wanted` says what belongs there."""
+    if path.exists():
+        return
+    if path.is_symlink():
+        refuse(f"{path} is a link to {path.readlink()}, where nothing is; pass {wanted}")
+    where = "" if path.is_absolute() else f" in {path.cwd()}"
+    refuse(f"{path}: there is no such file or directory{where}; pass {wanted}")
+
+
+def require_file(path: Path, wanted: str) -> None:
+    """Refuse what is no file; `wanted` says what belongs there."""
+    require_existing(path, wanted)
+    if path.is_dir():
+        refuse(f"{path}: is a directory; pass {wanted}")
 
 
 def require_writable(path: Path | None, option: str) -> None:

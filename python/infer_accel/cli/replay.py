@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from infer_accel.cli.output import errors, refuse, require_writable, results
+from infer_accel.cli.output import errors, refuse, require_file, require_writable, results
 
 if TYPE_CHECKING:
     from infer_accel.kvcache import ReplayReport, Trace
@@ -52,6 +52,8 @@ def run(
     from infer_accel.errors import InferAccelError
     from infer_accel.kvcache import replay
 
+    if trace is not None:
+        require_file(trace, "a Mooncake trace (JSON lines) or an Azure trace (CSV), or none to have one made")
     require_writable(json_path, "--json")
     require_writable(plot, "--plot")
     if plot is not None and find_spec("matplotlib") is None:
@@ -69,8 +71,10 @@ def run(
                 progress=bar.show,
             )
         points = _curve(loaded, report) if curve or plot is not None else []
-    except (InferAccelError, OSError) as error:
+    except InferAccelError as error:
         refuse(str(error))
+    except OSError as error:
+        refuse(f"cannot read {trace}: {error.strerror}")
     facts = _facts(loaded, report, bytes_per_token)
     _print(facts, points)
     document = {**facts, "curve": [{"blocks": blocks, "hit_rate": rate} for blocks, rate in points]}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infer_accel.cli.output import byte_progress, guarded, refuse, require_writable, results
+from infer_accel.cli.output import byte_progress, guarded, refuse, require_existing, require_writable, results
 
 __all__ = ["run"]
 
@@ -36,6 +36,9 @@ def run(
     from infer_accel import lora
 
     require_writable(json_path, "--json")
+    require_existing(merged, "the directory that `infer-accel merge --residue` made, then the adapters")
+    for adapter in adapters:
+        require_existing(adapter, "the adapters that were merged")
     with guarded(), byte_progress("unmerging") as progress:
         report = lora.unmerge_checkpoint(
             merged,

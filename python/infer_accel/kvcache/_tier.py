@@ -241,7 +241,8 @@ class DiskTier:
             As for :meth:`store`.
         out
             Written: any dtype, shape ``[n, …]``, ``page_bytes`` bytes each, contiguous within a page. The row of a
-            page that is not delivered is left as it was.
+            page that is not delivered is left as it was, or is zeros: pages of more than 128 KiB are checked while
+            they are copied, and blanked if they turn out to be wrong.
         num_threads
             Threads that read; ``None`` for ``INFER_ACCEL_NUM_THREADS`` or all processors.
 

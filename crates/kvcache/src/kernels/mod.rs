@@ -4,3 +4,4 @@ pub(crate) mod copy;
 pub(crate) mod nonfinite;
 pub(crate) mod prefetch;
 pub(crate) mod sha256;
+pub(crate) mod xxh3;

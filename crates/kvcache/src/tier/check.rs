@@ -1,9 +1,19 @@
 //! The check that every page carries.
 
 use super::TierError;
+use crate::kernels::xxh3;
+use infer_accel_tensor::simd;
 
 /// Bytes of a check.
 pub(super) const CHECK_BYTES: usize = 16;
+
+/// Pages that are longer are checked, copied and moved to and from the device in pieces of this length: long enough that
+/// a call is nothing beside the bytes, short enough that a piece lies in a core's cache from one step to the next.
+pub(super) const PIECE_BYTES: usize = 128 << 10;
+/// Pages that are longer are checked while they are copied.
+pub(super) const SHORT_BYTES: usize = xxh3::BLOCK_BYTES;
+const _: () = assert!(SHORT_BYTES > xxh3::LONGEST_SHORT);
+const _: () = assert!(PIECE_BYTES.is_multiple_of(xxh3::BLOCK_BYTES));
 
 /// How a stored page is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +46,8 @@ impl Checksum {
     /// The check of `bytes`.
     pub(super) fn of(self, bytes: &[u8]) -> [u8; CHECK_BYTES] {
         match self {
-            Self::Xxh3 => twox_hash::XxHash3_128::oneshot(bytes).to_le_bytes(),
+            Self::Xxh3 if bytes.len() > xxh3::LONGEST_SHORT => xxh3::digest(simd::tier(), bytes),
+            Self::Xxh3 => xxhash_rust::xxh3::xxh3_128(bytes).to_le_bytes(),
             Self::Blake3 => {
                 let mut check = [0; CHECK_BYTES];
                 check.copy_from_slice(&blake3::hash(bytes).as_bytes()[..CHECK_BYTES]);
@@ -46,31 +57,25 @@ impl Checksum {
     }
 }
 
-/// A check that is made piece by piece.
+/// A check that is made piece by piece, while the pieces are copied (see `rows`).
 pub(super) enum Checker {
-    Xxh3(Box<twox_hash::xxhash3_128::Hasher>),
+    Xxh3(Box<xxh3::Hasher>),
     Blake3(Box<blake3::Hasher>),
 }
 
 impl Checker {
-    pub(super) fn new(checksum: Checksum) -> Self {
+    /// Of so many bytes, more than [`SHORT_BYTES`].
+    pub(super) fn new(checksum: Checksum, bytes: usize) -> Self {
         match checksum {
-            Checksum::Xxh3 => Self::Xxh3(Box::new(twox_hash::xxhash3_128::Hasher::new())),
+            Checksum::Xxh3 => Self::Xxh3(Box::new(xxh3::Hasher::new(simd::tier(), bytes))),
             Checksum::Blake3 => Self::Blake3(Box::new(blake3::Hasher::new())),
         }
     }
 
-    pub(super) fn write(&mut self, piece: &[u8]) {
-        match self {
-            Self::Xxh3(hasher) => hasher.write(piece),
-            Self::Blake3(hasher) => drop(hasher.update(piece)),
-        }
-    }
-
     /// The check of all pieces together: that of [`Checksum::of`].
-    pub(super) fn finish(self) -> [u8; CHECK_BYTES] {
+    pub(super) fn finish(&self) -> [u8; CHECK_BYTES] {
         match self {
-            Self::Xxh3(hasher) => hasher.finish_128().to_le_bytes(),
+            Self::Xxh3(hasher) => hasher.digest(),
             Self::Blake3(hasher) => {
                 let mut check = [0; CHECK_BYTES];
                 check.copy_from_slice(&hasher.finalize().as_bytes()[..CHECK_BYTES]);

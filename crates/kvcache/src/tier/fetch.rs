@@ -5,6 +5,7 @@
 //! a device that answers nothing, calls end at once instead of queueing behind it.
 
 use super::TierError;
+use super::buffer::Buffer;
 use super::sync::{Condvar, Mutex, lock};
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,7 +19,7 @@ const THREADS: usize = 4;
 const MAX_QUEUED: usize = 64;
 
 /// What a thread does; the buffer is the thread's own.
-type Work = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
+type Work = Box<dyn FnOnce(&mut Buffer) + Send>;
 
 struct Job {
     due: Instant,
@@ -68,7 +69,7 @@ impl Fetcher {
     pub(super) fn run<T: Send + 'static>(
         &self,
         due: Instant,
-        works: impl Iterator<Item = Box<dyn FnOnce(&mut Vec<u8>) -> T + Send>>,
+        works: impl Iterator<Item = Box<dyn FnOnce(&mut Buffer) -> T + Send>>,
         mut receive: impl FnMut(usize, T),
     ) {
         // As many answers as jobs can be under way: a thread that is late never waits for somebody who left.
@@ -132,7 +133,7 @@ impl Drop for Fetcher {
 }
 
 fn serve(shared: &Shared, number: usize) {
-    let mut buffer = Vec::new();
+    let mut buffer = Buffer::default();
     let mut queue = lock(&shared.queue);
     loop {
         queue.running[number] = None;

@@ -1,11 +1,14 @@
-//! Reading pages: looked up, read into memory of ours, checked there, and only then copied to the caller.
+//! Reading pages: looked up, read into memory of ours, checked there, and copied to the caller.
 //!
-//! Why not straight into the caller's memory: what is checked must not change afterwards, a read that is late must
-//! have somewhere to go, and bytes that are wrong must never be seen. A record lies in the processor's cache between
-//! the read and the copy. Why not through a mapping: a file that another process cuts, or a device that fails, would
-//! end this process with a signal; a read gives an error.
+//! Why not straight into the caller's memory: what is checked must not change afterwards, and a read that is late must
+//! have somewhere to go. A record lies in the processor's cache between the read and the copy; of a long page only a
+//! piece fits there, so such a page is copied while it is checked, and blanked if it is wrong. Why not through a
+//! mapping: a file that another process cuts, or a device that fails, would end this process with a signal; a read
+//! gives an error.
 
 use super::Inner;
+use super::buffer::Buffer;
+use super::check::PIECE_BYTES;
 use super::record::Key;
 use super::rows::TargetRows;
 use super::segment::{Location, ReadOutcome, page_of};
@@ -17,7 +20,7 @@ use std::time::{Duration, Instant};
 
 thread_local! {
     /// A record and an unpacked page: kept, because fresh memory costs more than the read.
-    static BUFFERS: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static BUFFERS: RefCell<(Buffer, Vec<u8>)> = RefCell::default();
 }
 
 /// A page that is asked for.
@@ -135,6 +138,10 @@ impl Inner {
     fn read_one(&self, wanted: &Wanted, rows: &TargetRows<'_>, cached: bool) -> u8 {
         BUFFERS.with_borrow_mut(|(record, unpacked)| {
             let Location { segment, offset, stored_bytes } = &wanted.location;
+            if *stored_bytes == self.kind.page_bytes && *stored_bytes as usize > PIECE_BYTES {
+                let target = (rows, wanted.row);
+                return state_of(&segment.read_long_page(&wanted.key, *offset, cached, record, target));
+            }
             let outcome = segment.read_page(&wanted.key, (*offset, *stored_bytes), cached, record);
             if !matches!(outcome, ReadOutcome::Page) {
                 return state_of(&outcome);
@@ -157,7 +164,7 @@ impl Inner {
         let works = late.iter().map(|&number| {
             let Wanted { key, location, .. } = &wanted[number];
             let (key, location) = (*key, location.clone());
-            let work = move |buffer: &mut Vec<u8>| {
+            let work = move |buffer: &mut Buffer| {
                 let outcome =
                     location.segment.read_page(&key, (location.offset, location.stored_bytes), false, buffer);
                 if !matches!(outcome, ReadOutcome::Page) {
@@ -167,7 +174,7 @@ impl Inner {
                 let page = page_of(buffer, location.stored_bytes, page_bytes, &mut unpacked);
                 page.map(<[u8]>::to_vec).ok_or(CORRUPT)
             };
-            Box::new(work) as Box<dyn FnOnce(&mut Vec<u8>) -> Result<Vec<u8>, u8> + Send>
+            Box::new(work) as Box<dyn FnOnce(&mut Buffer) -> Result<Vec<u8>, u8> + Send>
         });
         fetcher.run(due, works, |position, page| {
             let number = late[position];
@@ -216,8 +223,8 @@ impl Inner {
         let (Some(due), Some(fetcher), Some(this)) = (due, &self.fetcher, self.this.upgrade()) else {
             return self.refresh().is_ok();
         };
-        let work = move |_: &mut Vec<u8>| this.refresh().is_ok();
-        let works = std::iter::once(Box::new(work) as Box<dyn FnOnce(&mut Vec<u8>) -> bool + Send>);
+        let work = move |_: &mut Buffer| this.refresh().is_ok();
+        let works = std::iter::once(Box::new(work) as Box<dyn FnOnce(&mut Buffer) -> bool + Send>);
         let mut done = false;
         fetcher.run(due, works, |_, fresh| done = fresh);
         done

@@ -5,7 +5,8 @@
 
 use super::Compression;
 use super::TierError;
-use super::check::{Checker, Checksum};
+use super::buffer::Buffer;
+use super::check::{Checker, Checksum, PIECE_BYTES, SHORT_BYTES};
 use super::device::write_full;
 use super::record::{
     BATCH_ALIGNMENT, Key, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES,
@@ -15,8 +16,8 @@ use super::rows::SourceRows;
 use super::segment::Segment;
 use std::sync::Arc;
 
-/// A batch is about this long, and so is a piece of a page that is longer: long enough that a call is nothing beside
-/// the bytes, short enough to lie in the cache of a core when it is checked and when the system copies it.
+/// A batch is about this long: long enough that a call is nothing beside the bytes, short enough to lie in the cache of
+/// a core when the system copies it.
 pub(super) const BATCH_BYTES: usize = 256 << 10;
 /// zstd's fastest ordinary level; pages are cold when they come here, and disks are not slow.
 const ZSTD_LEVEL: i32 = 1;
@@ -50,10 +51,10 @@ pub(super) struct Dirty {
 /// Records that are written together.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     first_header: Vec<u8>,
     pub(super) records: Vec<(Key, u64, u32)>,
-    page: Vec<u8>,
+    page: Buffer,
 }
 
 impl Writer {
@@ -108,19 +109,25 @@ impl Batch {
     ) {
         let start = self.bytes.len();
         let page_bytes = segment.header.kind.page_bytes;
-        self.bytes.resize(start + RECORD_HEADER_BYTES, 0);
+        self.bytes.resize(start + RECORD_HEADER_BYTES);
         let body = self.bytes.len();
         let packed = compression == Compression::Zstd && self.push_packed(rows, row, page_bytes);
-        if !packed {
-            rows.append_to(row, &mut self.bytes);
-        }
-        let stored_bytes = (self.bytes.len() - body) as u32;
         let checksum: Checksum = segment.header.kind.checksum;
-        let check = checksum.of(&self.bytes[body..]);
+        let check = if packed || page_bytes as usize <= SHORT_BYTES {
+            if !packed {
+                rows.append_to(row, &mut self.bytes);
+            }
+            checksum.of(&self.bytes[body..])
+        } else {
+            let mut checker = Checker::new(checksum, page_bytes as usize);
+            rows.append_checked(row, 0..page_bytes as usize, &mut self.bytes, &mut checker);
+            checker.finish()
+        };
+        let stored_bytes = (self.bytes.len() - body) as u32;
         let header = RecordHeader { key, stored_bytes, packed, check };
         header.encode(&segment.header, &mut self.bytes[start..body]);
         let end = self.bytes.len().next_multiple_of(RECORD_ALIGNMENT as usize);
-        self.bytes.resize(end, 0);
+        self.bytes.resize(end);
         self.records.push((key, start as u64, stored_bytes));
     }
 
@@ -130,9 +137,9 @@ impl Batch {
         rows.append_to(row, &mut self.page);
         let body = self.bytes.len();
         // No room for as many bytes as the page has: what does not shrink fails, and is stored as it is.
-        self.bytes.resize(body + page_bytes as usize - 1, 0);
+        self.bytes.resize(body + page_bytes as usize - 1);
         let packed = zstd::bulk::compress_to_buffer(&self.page, &mut self.bytes[body..], ZSTD_LEVEL);
-        self.bytes.truncate(body + packed.as_ref().copied().unwrap_or(0));
+        self.bytes.resize(body + packed.as_ref().copied().unwrap_or(0));
         packed.is_ok()
     }
 
@@ -148,20 +155,25 @@ impl Batch {
         let segment = &active.segment;
         let page_bytes = segment.header.kind.page_bytes as usize;
         let failed = |error| TierError::io("writing", &segment.path, &error);
-        let mut checker = Checker::new(segment.header.kind.checksum);
-        let (mut done, mut at, mut blank) = (0, active.position, RECORD_HEADER_BYTES);
+        let mut checker = Checker::new(segment.header.kind.checksum, page_bytes);
+        let (mut done, mut at) = (0, active.position);
+        self.bytes.clear();
+        self.bytes.resize(RECORD_HEADER_BYTES);
         while done < page_bytes {
-            self.bytes.clear();
-            self.bytes.resize(blank, 0);
-            let end = page_bytes.min(done + BATCH_BYTES - blank);
-            rows.append_part(row, done..end, &mut self.bytes);
-            checker.write(&self.bytes[blank..]);
+            let end = page_bytes.min(done + PIECE_BYTES);
+            rows.append_checked(row, done..end, &mut self.bytes, &mut checker);
             if end == page_bytes {
-                self.bytes.resize(self.bytes.len().next_multiple_of(BATCH_ALIGNMENT as usize), 0);
+                let whole = self.bytes.len().next_multiple_of(BATCH_ALIGNMENT as usize);
+                self.bytes.resize(whole);
             }
-            write_full(&*segment.file, &self.bytes, at).map_err(failed)?;
-            at += self.bytes.len() as u64;
-            (done, blank) = (end, 0);
+            // Whole pages of the page cache; what is behind them goes with the next piece.
+            let whole = self.bytes.len() - self.bytes.len() % BATCH_ALIGNMENT as usize;
+            write_full(&*segment.file, &self.bytes[..whole], at).map_err(failed)?;
+            at += whole as u64;
+            let rest = self.bytes.len() - whole;
+            self.bytes.copy_within(whole.., 0);
+            self.bytes.resize(rest);
+            done = end;
         }
         let stored_bytes = page_bytes as u32;
         let header = RecordHeader { key, stored_bytes, packed: false, check: checker.finish() };
@@ -177,7 +189,7 @@ impl Batch {
     /// Writes the batch behind what the segment has, and makes it visible. After an error nothing of it is.
     pub(super) fn write(&mut self, active: &mut Active) -> Result<(), TierError> {
         let end = self.bytes.len().next_multiple_of(BATCH_ALIGNMENT as usize);
-        self.bytes.resize(end, 0);
+        self.bytes.resize(end);
         let (front, _) = self.bytes.split_at_mut(RECORD_HEADER_BYTES);
         self.first_header.clear();
         self.first_header.extend_from_slice(front);

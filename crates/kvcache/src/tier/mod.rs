@@ -11,6 +11,7 @@
 //!   process and of the machine, until it is evicted.
 //! - Not promised: that a page which was stored can be loaded. It is a cache.
 
+mod buffer;
 mod cache;
 mod check;
 mod commit;
@@ -228,7 +229,8 @@ impl DiskTier {
 
     /// Loads the pages that are there to the rows of `out`; returns which those are.
     ///
-    /// A row whose page is not delivered is left as it was.
+    /// A row whose page is not delivered is left as it was, or is zeros: pages of more than 128 KiB are checked while
+    /// they are copied, and blanked if they turn out to be wrong.
     pub fn load(
         &self,
         keys: &[u8],

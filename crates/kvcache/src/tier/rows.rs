@@ -2,8 +2,11 @@
 //! Pages in memory, one row each: the caller's, or those of the host.
 
 use super::TierError;
+use super::buffer::Buffer;
+use super::check::Checker;
 use crate::host::HostPool;
 use crate::kernels::copy::RunKernel;
+use crate::kernels::xxh3::Target;
 use infer_accel_tensor::simd;
 use infer_accel_tensor::{TensorMut, TensorRef};
 use std::marker::PhantomData;
@@ -12,6 +15,9 @@ use std::ops::Range;
 /// From this many bytes on pages are written past the cache, as page copies are: the buffer that they come from then
 /// stays in it, and the lines that they go to are not read first.
 const MIN_STREAMED_BYTES: usize = 16 << 20;
+
+/// What is streamed to a place that is no multiple of this is copied by a kernel that begins at one.
+const LINE_BYTES: usize = 64;
 
 /// How so many pages are copied to the caller.
 fn kernel(pages: usize, page_bytes: usize) -> RunKernel {
@@ -71,21 +77,45 @@ impl<'a> SourceRows<'a> {
     }
 
     /// Appends page `row` to `out`.
-    pub(super) fn append_to(&self, row: usize, out: &mut Vec<u8>) {
-        self.append_part(row, 0..self.page_bytes, out);
-    }
-
-    /// Appends some bytes of page `row` to `out`.
-    pub(super) fn append_part(&self, row: usize, part: Range<usize>, out: &mut Vec<u8>) {
-        assert!(part.start <= part.end && part.end <= self.page_bytes, "bytes that are not in the page");
-        let from = self.first.wrapping_offset(self.places.offset(row)).wrapping_add(part.start);
-        out.reserve(part.len());
+    pub(super) fn append_to(&self, row: usize, out: &mut Buffer) {
+        let from = self.address(row, &(0..self.page_bytes));
+        let out = out.room_for(self.page_bytes);
         // SAFETY: the row exists, is contiguous and has those bytes; the reserved bytes behind the vector's end
         // belong to it, and are initialised before the length says so.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().add(out.len()), part.len());
-            out.set_len(out.len() + part.len());
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().add(out.len()), self.page_bytes);
+            out.set_len(out.len() + self.page_bytes);
         }
+    }
+
+    /// Appends some bytes of page `row` to `out`, and has them checked.
+    pub(super) fn append_checked(
+        &self,
+        row: usize,
+        part: Range<usize>,
+        out: &mut Buffer,
+        checker: &mut Checker,
+    ) {
+        let (from, count) = (self.address(row, &part), part.len());
+        let out = out.room_for(count);
+        // SAFETY: as above. What is checked is what was copied: a page that changes meanwhile is a miss later, and
+        // the copy in our memory cannot change.
+        unsafe {
+            let to = out.as_mut_ptr().add(out.len());
+            match checker {
+                Checker::Xxh3(hasher) => hasher.absorb(from, count, Target::Cached(to)),
+                Checker::Blake3(hasher) => {
+                    std::ptr::copy_nonoverlapping(from, to, count);
+                    hasher.update(std::slice::from_raw_parts(to, count));
+                }
+            }
+            out.set_len(out.len() + count);
+        }
+    }
+
+    fn address(&self, row: usize, part: &Range<usize>) -> *const u8 {
+        assert!(part.start <= part.end && part.end <= self.page_bytes, "bytes that are not in the page");
+        self.first.wrapping_offset(self.places.offset(row)).wrapping_add(part.start)
     }
 }
 
@@ -125,6 +155,41 @@ impl<'a> TargetRows<'a> {
         // memory may be written from any thread. The source is a buffer of ours, which no view of the caller's shows.
         unsafe { self.kernel.copy(page.as_ptr(), to, page.len(), page.as_ptr()) };
         self.kernel.finish();
+    }
+
+    /// Writes some bytes of page `row`, and has them checked.
+    pub(super) fn copy_checked(&self, row: usize, at: usize, bytes: &[u8], checker: &mut Checker) {
+        assert!(
+            at <= self.page_bytes && bytes.len() <= self.page_bytes - at,
+            "bytes that are not in the page"
+        );
+        let to = self.first.wrapping_offset(self.places.offset(row)).wrapping_add(at);
+        let fused = self.kernel == RunKernel::Cached || to.addr().is_multiple_of(LINE_BYTES);
+        match checker {
+            Checker::Xxh3(hasher) if fused => {
+                let target =
+                    if self.kernel == RunKernel::Cached { Target::Cached(to) } else { Target::Streamed(to) };
+                // SAFETY: the row exists, is contiguous and has room for those bytes, as was checked when the view was
+                // taken; its memory may be written from any thread. The source is a buffer of ours.
+                unsafe { hasher.absorb(bytes.as_ptr(), bytes.len(), target) };
+                return;
+            }
+            // SAFETY: the slice can be read.
+            Checker::Xxh3(hasher) => unsafe {
+                hasher.absorb(bytes.as_ptr(), bytes.len(), Target::Nothing);
+            },
+            Checker::Blake3(hasher) => drop(hasher.update(bytes)),
+        }
+        // SAFETY: as above.
+        unsafe { self.kernel.copy(bytes.as_ptr(), to, bytes.len(), bytes.as_ptr()) };
+        self.kernel.finish();
+    }
+
+    /// Makes page `row` zeros.
+    pub(super) fn blank(&self, row: usize) {
+        let to = self.first.wrapping_offset(self.places.offset(row));
+        // SAFETY: as above.
+        unsafe { std::ptr::write_bytes(to, 0, self.page_bytes) };
     }
 }
 

@@ -1,10 +1,13 @@
 //! One segment: a file of records, written by one writer and read by everybody.
 
+use super::buffer::Buffer;
+use super::check::{Checker, PIECE_BYTES};
 use super::device::{SegmentFile, read_full, read_full_cached};
 use super::record::{
     BATCH_ALIGNMENT, Key, Kind, RECORD_HEADER_BYTES, RecordHeader, Refusal, SEGMENT_HEADER_BYTES,
     SegmentHeader,
 };
+use super::rows::TargetRows;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -119,38 +122,83 @@ impl Segment {
         key: &Key,
         place: (u64, u32),
         cached: bool,
-        buffer: &mut Vec<u8>,
+        buffer: &mut Buffer,
     ) -> ReadOutcome {
         let (offset, stored_bytes) = place;
-        let length = RECORD_HEADER_BYTES + stored_bytes as usize;
-        if buffer.len() < length {
-            buffer.resize(length, 0);
+        buffer.resize(RECORD_HEADER_BYTES + stored_bytes as usize);
+        if let Some(failure) = self.fill(buffer, offset, cached) {
+            return failure;
         }
-        let record = &mut buffer[..length];
+        let (front, page) = buffer.split_at(RECORD_HEADER_BYTES);
+        let fits = self
+            .header_of(front, key, stored_bytes)
+            .is_some_and(|header| header.check == self.header.kind.checksum.of(page));
+        if fits { ReadOutcome::Page } else { self.wrong() }
+    }
+
+    /// Reads a page that is not packed piece by piece, each of which is checked while it is copied to row `row`. If the
+    /// page does not arrive, the row is as it was, or zeros.
+    pub(super) fn read_long_page(
+        &self,
+        key: &Key,
+        offset: u64,
+        cached: bool,
+        buffer: &mut Buffer,
+        (rows, row): (&TargetRows<'_>, usize),
+    ) -> ReadOutcome {
+        let page_bytes = self.header.kind.page_bytes as usize;
+        let mut done = page_bytes.min(PIECE_BYTES);
+        buffer.resize(RECORD_HEADER_BYTES + done);
+        if let Some(failure) = self.fill(buffer, offset, cached) {
+            return failure;
+        }
+        let (front, page) = buffer.split_at(RECORD_HEADER_BYTES);
+        let Some(header) = self.header_of(front, key, self.header.kind.page_bytes) else {
+            return self.wrong();
+        };
+        let mut checker = Checker::new(self.header.kind.checksum, page_bytes);
+        rows.copy_checked(row, 0, page, &mut checker);
+        while done < page_bytes {
+            let count = (page_bytes - done).min(PIECE_BYTES);
+            buffer.resize(count);
+            if let Some(failure) = self.fill(buffer, offset + (RECORD_HEADER_BYTES + done) as u64, cached) {
+                rows.blank(row);
+                return failure;
+            }
+            rows.copy_checked(row, done, buffer, &mut checker);
+            done += count;
+        }
+        if checker.finish() == header.check {
+            return ReadOutcome::Page;
+        }
+        rows.blank(row);
+        self.wrong()
+    }
+
+    /// Fills the buffer, or says why that cannot be.
+    fn fill(&self, buffer: &mut Buffer, offset: u64, cached: bool) -> Option<ReadOutcome> {
         let count = if cached {
-            read_full_cached(&*self.file, record, offset)
+            read_full_cached(&*self.file, buffer, offset)
         } else {
-            read_full(&*self.file, record, offset)
+            read_full(&*self.file, buffer, offset)
         };
         match count {
-            Ok(count) if count == length => {}
-            Ok(_) | Err(_) if cached => return ReadOutcome::NotCached,
-            Ok(_) => return ReadOutcome::Gone,
-            Err(_) => return ReadOutcome::Failed,
+            Ok(count) if count == buffer.len() => None,
+            Ok(_) | Err(_) if cached => Some(ReadOutcome::NotCached),
+            Ok(_) => Some(ReadOutcome::Gone),
+            Err(_) => Some(ReadOutcome::Failed),
         }
-        let (front, page) = record.split_at(RECORD_HEADER_BYTES);
-        let fits = RecordHeader::decode(front, &self.header).is_some_and(|header| {
-            header.key == *key
-                && header.stored_bytes == stored_bytes
-                && header.check == self.header.kind.checksum.of(page)
-        });
-        if fits {
-            ReadOutcome::Page
-        } else if self.is_still_there() {
-            ReadOutcome::Corrupt
-        } else {
-            ReadOutcome::Gone
-        }
+    }
+
+    /// The header of the page that is asked for, if these bytes are it.
+    fn header_of(&self, front: &[u8], key: &Key, stored_bytes: u32) -> Option<RecordHeader> {
+        RecordHeader::decode(front, &self.header)
+            .filter(|header| header.key == *key && header.stored_bytes == stored_bytes)
+    }
+
+    /// What it means that the bytes of a page are wrong.
+    fn wrong(&self) -> ReadOutcome {
+        if self.is_still_there() { ReadOutcome::Corrupt } else { ReadOutcome::Gone }
     }
 }
 

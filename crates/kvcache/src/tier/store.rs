@@ -1,5 +1,6 @@
 //! Writing pages, making them durable, and making room.
 
+use super::check::PIECE_BYTES;
 use super::log::{Active, BATCH_BYTES, Writer};
 use super::record::{Key, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentId};
 use super::rows::SourceRows;
@@ -53,7 +54,7 @@ impl Inner {
         }
         let (batch, active) = writer.parts();
         let Some(active) = active else { return Ok(()) };
-        if page_bytes as usize > BATCH_BYTES && self.options.compression == Compression::None {
+        if page_bytes as usize > PIECE_BYTES && self.options.compression == Compression::None {
             let (segment, before) = (Arc::clone(&active.segment), active.position);
             let outcome = batch.write_long(active, key, rows, row);
             let written = (active.position - before) as usize;
