@@ -29,7 +29,7 @@ const SMALLER: u32 = 5;
 /// The longest span that is kept.
 const LONG: usize = 104;
 /// Ids that an entry holds in place.
-const HELD: usize = 4;
+pub(crate) const HELD: usize = 4;
 
 /// What a span became: its number of ids, and the ids where there are at most [`HELD`].
 #[derive(Clone, Copy, Default)]

@@ -9,21 +9,28 @@ pub(crate) struct HotTable {
 
 /// A key in whose unused bits stand the first id (24 bits) and the number of ids (8 bits).
 #[derive(Clone, Copy, Default)]
-#[repr(align(16))]
-struct Entry {
+#[repr(C, align(16))]
+pub(crate) struct Entry {
     low: u64,
     high: u64,
 }
 
 /// The longest span in bytes.
 const LONGEST: u64 = 11;
-const VALUE_SHIFT: u32 = 24;
-const VALUE: u64 = 0xffff_ffff << VALUE_SHIFT;
+/// Where an entry's second half has the value: 32 bits, from this one on.
+pub(crate) const VALUE_SHIFT: u32 = 24;
+pub(crate) const VALUE: u64 = 0xffff_ffff << VALUE_SHIFT;
 
 impl HotTable {
     /// A table of `entries`, a power of two.
     pub(crate) fn new(entries: usize) -> Self {
         Self { entries: vec![Entry::default(); entries.next_power_of_two()].into_boxed_slice() }
+    }
+
+    /// All entries, a power of two.
+    #[inline(always)]
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
     #[inline(always)]
@@ -36,9 +43,10 @@ impl HotTable {
     pub(crate) fn get(&self, key: Key) -> u32 {
         let (low, high) = key.halves();
         let Some(entry) = self.entries.get(self.place(key)) else { return 0 };
-        // A longer key has bits where entries have the value: it equals none of them.
-        let same = entry.low == low && entry.high & !VALUE == high;
-        if same { (entry.high >> VALUE_SHIFT) as u32 } else { 0 }
+        // A longer key has bits where entries have the value: it equals none of them. One comparison, no branch:
+        // whether a span is known cannot be guessed.
+        let differing = (entry.low ^ low) | (entry.high & !VALUE ^ high);
+        if differing == 0 { (entry.high >> VALUE_SHIFT) as u32 } else { 0 }
     }
 
     /// Remembers `value`, as [`Self::get`] returns it, unless the span is too long.

@@ -2,15 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use super::key::{Key, key_at};
+use super::ahead::Ahead;
+use super::key::key_at;
 use super::{Bpe, BpeParts};
-use crate::cache::{Encoded, Pool, Worker};
+use crate::cache::{Encoded, Pool};
 use crate::error::TokenizeError;
-use crate::kernels::BLOCK;
 use crate::pretokenize::Pretokenizer;
-
-/// Spans whose keys are made, and whose memory is asked for, before the first of them is looked up.
-const AHEAD: usize = BLOCK;
 
 /// A pretokenizer and a byte-pair model, with a bounded cache. One instance serves any number of threads.
 pub struct BytePairEncoder {
@@ -40,8 +37,12 @@ impl BytePairEncoder {
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizeError> {
         let before = out.len();
         let split = self.pool.with(|worker| {
+            let mut ahead = Ahead::<true>::new();
             self.pretokenizer.for_each_batch(text, |text, bounds| {
-                self.encode_batch(worker, text.as_bytes(), bounds, out);
+                ahead.for_each_part(bounds, |ahead, bounds| {
+                    ahead.look_up(worker, &self.bpe, text.as_bytes(), bounds);
+                    ahead.append_ids(out);
+                });
                 ControlFlow::Continue(())
             })
         });
@@ -59,52 +60,15 @@ impl BytePairEncoder {
     pub fn count(&self, text: &str, limit: usize) -> Result<usize, TokenizeError> {
         let mut count = 0;
         self.pool.with(|worker| {
+            let mut ahead = Ahead::<false>::new();
             self.pretokenizer.for_each_batch(text, |text, bounds| {
-                count += self.count_batch(worker, text.as_bytes(), bounds);
+                ahead.for_each_part(bounds, |ahead, bounds| {
+                    count += ahead.look_up(worker, &self.bpe, text.as_bytes(), bounds);
+                });
                 if count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
         })?;
         Ok(count)
-    }
-
-    fn count_batch(&self, worker: &mut Worker, text: &[u8], bounds: &[usize]) -> usize {
-        let mut count = 0;
-        for bounds in parts(bounds) {
-            let spans = Ahead::look(worker, text, bounds);
-            count += spans.counted;
-            for (key, pair) in spans.unknown() {
-                count += match worker.find(key) {
-                    Some(encoded) => encoded.count(),
-                    None => worker.encode(&self.bpe, &text[pair[0]..pair[1]], key).len(),
-                };
-            }
-        }
-        count
-    }
-
-    fn encode_batch(&self, worker: &mut Worker, text: &[u8], bounds: &[usize], out: &mut Vec<u32>) {
-        for bounds in parts(bounds) {
-            let spans = Ahead::look(worker, text, bounds);
-            // Four ids are copied whatever the count, the superfluous ones overwritten by the next.
-            let mut buffer = [0; 4 * AHEAD];
-            let mut filled = 0;
-            for (&(key, hot), pair) in spans.keys.iter().zip(bounds.windows(2)) {
-                if hot >> 24 == 1 {
-                    buffer[filled] = hot & Encoded::ID;
-                    filled += 1;
-                } else if let Some((ids, count)) = worker.find(key).and_then(Encoded::ids) {
-                    if let Some(room) = buffer.get_mut(filled..filled + ids.len()) {
-                        room.copy_from_slice(&ids);
-                    }
-                    filled += count;
-                } else {
-                    out.extend_from_slice(&buffer[..filled]);
-                    filled = 0;
-                    out.extend_from_slice(worker.encode(&self.bpe, &text[pair[0]..pair[1]], key));
-                }
-            }
-            out.extend_from_slice(&buffer[..filled]);
-        }
     }
 
     /// Appends each id and the byte at which its token ends, counted from the start of `text`. A token begins
@@ -145,56 +109,5 @@ impl BytePairEncoder {
             out.truncate(before);
         }
         split
-    }
-}
-
-/// Bounds of at most [`AHEAD`] spans at a time; each part begins with the last bound of the one before.
-fn parts(bounds: &[usize]) -> impl Iterator<Item = &[usize]> {
-    let firsts = (0..bounds.len().saturating_sub(1)).step_by(AHEAD);
-    firsts.map(|first| &bounds[first..bounds.len().min(first + AHEAD + 1)])
-}
-
-/// Keys of some spans with what the hot table knows of them; memory of the others is on its way.
-struct Ahead<'b> {
-    keys: [(Key, u32); AHEAD],
-    bounds: &'b [usize],
-    /// Places in `keys` that the hot table does not know.
-    unknown: [u8; AHEAD],
-    unknown_count: usize,
-    /// Ids of the spans that it knows.
-    counted: usize,
-}
-
-impl<'b> Ahead<'b> {
-    #[inline(always)]
-    fn look(worker: &Worker, text: &[u8], bounds: &'b [usize]) -> Self {
-        let mut ahead = Self {
-            keys: [(Key::default(), 0); AHEAD],
-            bounds,
-            unknown: [0; AHEAD],
-            unknown_count: 0,
-            counted: 0,
-        };
-        for (place, (slot, pair)) in ahead.keys.iter_mut().zip(bounds.windows(2)).enumerate() {
-            let key = key_at(text, pair[0], pair[1]);
-            let hot = worker.hot.get(key);
-            *slot = (key, hot);
-            ahead.counted += (hot >> 24) as usize;
-            // Written always, kept only if unknown: no branch to predict.
-            ahead.unknown[ahead.unknown_count % AHEAD] = place as u8;
-            ahead.unknown_count += usize::from(hot == 0);
-        }
-        for (key, _) in ahead.unknown() {
-            worker.prefetch(key);
-        }
-        ahead
-    }
-
-    #[inline(always)]
-    fn unknown(&self) -> impl Iterator<Item = (Key, [usize; 2])> {
-        self.unknown.iter().take(self.unknown_count).map(|&place| {
-            let place = usize::from(place) % AHEAD;
-            (self.keys[place].0, [self.bounds[place], self.bounds[place + 1]])
-        })
     }
 }

@@ -8,34 +8,46 @@ pub(crate) const NO_KEY: Key = Key { low: u64::MAX, high: u64::MAX };
 /// Up to [`SHORT`] bytes, zero-padded, with the length in the highest byte. Only the default is zero, since spans
 /// have a length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
 pub(crate) struct Key {
     low: u64,
     high: u64,
 }
 
-/// Which bits of 16 bytes belong to a span of a length.
-const KEPT: [Key; SHORT + 1] = {
-    let mut kept = [Key { low: 0, high: 0 }; SHORT + 1];
-    let mut length = 1;
+/// What makes a key of 16 bytes of text, by the length of the span: which bits to keep, and which to set. What is
+/// longer than [`SHORT`] becomes [`NO_KEY`] in the same way.
+pub(crate) static SHAPES: [Shape; SHORT + 2] = {
+    let mut shapes = [Shape { kept: Key { low: 0, high: 0 }, set: NO_KEY }; SHORT + 2];
+    let mut length = 0;
     while length <= SHORT {
         let bits = (1_u128 << (8 * length)) - 1;
-        kept[length] = Key { low: bits as u64, high: (bits >> 64) as u64 };
+        shapes[length] = Shape {
+            kept: Key { low: bits as u64, high: (bits >> 64) as u64 },
+            set: Key { low: 0, high: (length as u64) << 56 },
+        };
         length += 1;
     }
-    kept
+    shapes
 };
+
+/// See [`SHAPES`].
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Shape {
+    pub(crate) kept: Key,
+    pub(crate) set: Key,
+}
 
 /// Key of `text[start..end]`, [`NO_KEY`] if that is too long.
 #[inline(always)]
 pub(crate) fn key_at(text: &[u8], start: usize, end: usize) -> Key {
-    let length = end.wrapping_sub(start);
-    let Some(kept) = KEPT.get(length) else { return NO_KEY };
     let bytes = match text.get(start..start.wrapping_add(16)) {
         Some(bytes) => bytes.first_chunk().copied().unwrap_or_default(),
-        None => padded(text.get(start..end).unwrap_or_default()),
+        None => near_the_end(text, start, end),
     };
     let bits = u128::from_le_bytes(bytes);
-    Key { low: bits as u64 & kept.low, high: (bits >> 64) as u64 & kept.high | (length as u64) << 56 }
+    let Shape { kept, set } = SHAPES[end.wrapping_sub(start).min(SHORT + 1)];
+    Key { low: bits as u64 & kept.low | set.low, high: (bits >> 64) as u64 & kept.high | set.high }
 }
 
 /// Key of a whole span.
@@ -44,7 +56,19 @@ pub(crate) fn key_of(span: &[u8]) -> Key {
     key_at(span, 0, span.len())
 }
 
-/// Near the end of the text 16 bytes cannot be read.
+/// The bytes from `start` on where fewer than 16 follow: the text's last 16, moved; then zeros.
+#[inline(always)]
+pub(crate) fn near_the_end(text: &[u8], start: usize, end: usize) -> [u8; 16] {
+    match text.last_chunk() {
+        Some(last) => {
+            let before = start.wrapping_sub(text.len() - 16) as u32 % 16;
+            (u128::from_le_bytes(*last) >> (8 * before)).to_le_bytes()
+        }
+        None => padded(text.get(start..end.min(start.wrapping_add(SHORT))).unwrap_or_default()),
+    }
+}
+
+/// In a text shorter than that.
 #[cold]
 fn padded(span: &[u8]) -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -57,7 +81,7 @@ fn padded(span: &[u8]) -> [u8; 16] {
 impl Key {
     /// The two halves; the length is the highest byte of the second.
     #[inline(always)]
-    pub(crate) fn halves(self) -> (u64, u64) {
+    pub(crate) const fn halves(self) -> (u64, u64) {
         (self.low, self.high)
     }
 

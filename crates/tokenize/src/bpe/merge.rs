@@ -4,10 +4,17 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::pairs::{NO_RANK, Pairs};
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{ID_LIMIT, Vocabulary};
 
-/// Up to this many bytes, looking through all pairs for the next merge is faster than a heap.
-const FEW: usize = 48;
+/// Up to this many bytes, looking through all pairs for the next merge is faster than a heap. One bit each.
+const FEW: usize = u64::BITS as usize;
+/// A place below [`FEW`].
+const PLACE_BITS: u32 = FEW.trailing_zeros();
+/// Merges that are compared together.
+const LANES: usize = 8;
+/// See [`merge_at`]. Signed, since comparing signed numbers is what every x86-64 does four at a time.
+const NO_MERGE: i32 = i32::MAX;
+const NO_MERGE_FROM: i32 = (ID_LIMIT << PLACE_BITS) as i32;
 const NONE: u32 = u32::MAX;
 
 /// Memory that merging needs, kept between calls.
@@ -55,44 +62,65 @@ pub(crate) fn merge_all(
     merge_many(pairs, scratch, emit);
 }
 
-/// At most [`FEW`] symbols, moved together after each merge so that a pass reads them in a row.
+/// At most [`FEW`] symbols. Each stays at the place of its first byte; bits say which places still begin one, so that
+/// nothing moves, and neighbours are found without a branch.
 fn merge_few(pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8], mut emit: impl FnMut(u32)) {
-    let mut symbols = [0; FEW];
-    let mut count = 0;
-    for (slot, &byte) in symbols.iter_mut().zip(span) {
-        *slot = vocabulary.byte_id(byte);
-        count += 1;
+    let Some(last) = span.len().checked_sub(1).filter(|last| *last < FEW) else { return };
+    let mut ids = [0; FEW];
+    let mut merges = [NO_MERGE; FEW];
+    for (id, &byte) in ids.iter_mut().zip(span) {
+        *id = vocabulary.byte_id(byte);
     }
-    // The merge of each symbol with the next; the last one has none.
-    let mut ranks = [NO_RANK; FEW];
-    for (slot, pair) in ranks.iter_mut().zip(span.windows(2)) {
-        *slot = pairs.rank_of_bytes(pair[0], pair[1]);
+    for (place, (merge, pair)) in merges.iter_mut().zip(span.windows(2)).enumerate() {
+        *merge = merge_at(pairs.rank_of_bytes(pair[0], pair[1]), place);
     }
-    while count > 1 {
-        let (mut place, mut lowest) = (0, NO_RANK);
-        for (candidate, &rank) in ranks[..count - 1].iter().enumerate() {
-            if rank < lowest {
-                (place, lowest) = (candidate, rank);
-            }
-        }
-        if lowest == NO_RANK {
+    let merges_len = last.next_multiple_of(LANES);
+    let mut begins = u64::MAX >> (FEW - 1 - last);
+    loop {
+        let next = least(&merges[..merges_len]);
+        if next >= NO_MERGE_FROM {
             break;
         }
-        count -= 1;
-        symbols[place] = pairs.made(lowest);
-        for next in place + 1..count {
-            symbols[next] = symbols[next + 1];
-            ranks[next - 1] = ranks[next];
-        }
-        ranks[count - 1] = NO_RANK;
-        if place + 1 < count {
-            ranks[place] = pairs.rank(symbols[place], symbols[place + 1]);
-        }
-        if place > 0 {
-            ranks[place - 1] = pairs.rank(symbols[place - 1], symbols[place]);
+        let place = next as usize % FEW;
+        let merged = pairs.made(next as u32 >> PLACE_BITS);
+        let after = begins & (u64::MAX << place << 1);
+        let right = after.trailing_zeros() as usize % FEW;
+        let beyond = after & after.wrapping_sub(1);
+        let before = begins & ((1_u64 << place) - 1);
+        let left = (u64::BITS - 1).wrapping_sub(before.leading_zeros()) as usize % FEW;
+        begins &= !(1_u64 << right);
+        ids[place] = merged;
+        merges[right] = NO_MERGE;
+        // Both are looked up whether or not there is a neighbour: a wasted look-up costs less than a wrong guess.
+        let with_next = merge_at(pairs.rank(merged, ids[beyond.trailing_zeros() as usize % FEW]), place);
+        let with_previous = merge_at(pairs.rank(ids[left], merged), left);
+        merges[left] = if before == 0 { merges[left] } else { with_previous };
+        merges[place] = if beyond == 0 { NO_MERGE } else { with_next };
+    }
+    while begins != 0 {
+        emit(ids[begins.trailing_zeros() as usize % FEW]);
+        begins &= begins - 1;
+    }
+}
+
+/// The merge of a symbol with the next one: its rank, then its place, so that the least is the merge that happens
+/// next. No merge is no less than [`NO_MERGE_FROM`].
+#[inline(always)]
+fn merge_at(rank: u32, place: usize) -> i32 {
+    const { assert!(NO_RANK == u32::MAX) };
+    (rank << PLACE_BITS | place as u32) as i32 & i32::MAX
+}
+
+/// The least of the numbers, of which there are a multiple of [`LANES`].
+#[inline(always)]
+fn least(merges: &[i32]) -> i32 {
+    let mut lanes = [NO_MERGE; LANES];
+    for merges in merges.as_chunks::<LANES>().0 {
+        for (least, merge) in lanes.iter_mut().zip(merges) {
+            *least = (*least).min(*merge);
         }
     }
-    symbols[..count].iter().for_each(|&id| emit(id));
+    lanes.into_iter().fold(NO_MERGE, i32::min)
 }
 
 fn merge_many(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {

@@ -1,14 +1,17 @@
 //! Byte-pair encoding of one span after another.
 
+mod ahead;
 mod encoder;
 pub(crate) mod key;
 mod merge;
+mod pair_table;
 mod pairs;
 mod vocabulary;
 
 pub use encoder::BytePairEncoder;
 
 use crate::error::TokenizeError;
+use key::Key;
 pub(crate) use merge::Scratch;
 use pairs::Pairs;
 use vocabulary::Vocabulary;
@@ -77,6 +80,12 @@ impl Bpe {
         {
             self.vocabulary.confirm(id);
         }
+    }
+
+    /// Asks for the memory where [`Self::encode_span`] will look for the span with this key.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, key: Key) {
+        self.vocabulary.prefetch(key);
     }
 
     /// Length in bytes of the token `id`, 0 if there is none.

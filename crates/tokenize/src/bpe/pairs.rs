@@ -7,33 +7,24 @@
 use std::collections::HashMap;
 
 use super::merge::{self, Scratch};
+pub(crate) use super::pair_table::NO_RANK;
+use super::pair_table::PairTable;
 use super::vocabulary::{ID_LIMIT, Vocabulary};
 use crate::error::TokenizeError;
 
-/// Bits of an id, and of a rank.
-const BITS: u32 = ID_LIMIT.trailing_zeros();
-const FIELD: u64 = (1 << BITS) - 1;
-/// An empty slot. No merge looks like this: the highest bit of an entry is never set.
-const EMPTY: u64 = u64::MAX;
-/// No merge.
-pub(crate) const NO_RANK: u32 = u32::MAX;
-
 /// All merges, found by the ids of the two neighbours; lower ranks merge first.
 pub(crate) struct Pairs {
-    /// Left id, right id, rank: open addressing, a power of two long, at most half full.
-    slots: Box<[u64]>,
+    ranks: PairTable,
     /// Rank of each pair of bytes, the left one counting 256, or [`NO_RANK`].
     of_bytes: Box<[u32]>,
     /// What each rank makes; `None` if ranks are the ids that they make.
     made: Option<Box<[u32]>>,
-    count: usize,
 }
 
 impl Pairs {
     fn with_room(count: usize, made: Option<Box<[u32]>>) -> Self {
-        let slots = (count * 2 + 16).next_power_of_two();
         let of_bytes = vec![NO_RANK; 1 << 16].into_boxed_slice();
-        Self { slots: vec![EMPTY; slots].into_boxed_slice(), of_bytes, made, count: 0 }
+        Self { ranks: PairTable::with_room(count), of_bytes, made }
     }
 
     /// Two tokens merge if their bytes together are a token, the earlier the lower its id.
@@ -51,7 +42,7 @@ impl Pairs {
             ends.clear();
             merge::merge_all(&pairs, vocabulary, bytes, &mut scratch, |id| ends.push(id));
             if let [left, right] = ends[..] {
-                pairs.insert(left, right, *id);
+                pairs.ranks.insert(left, right, *id);
                 if let [left, right] = bytes[..] {
                     pairs.of_bytes[usize::from(left) << 8 | usize::from(right)] = *id;
                 }
@@ -60,7 +51,7 @@ impl Pairs {
             for cut in 1..bytes.len() {
                 let (left, right) = bytes.split_at(cut);
                 if let (Some(left), Some(right)) = (vocabulary.id(left), vocabulary.id(right)) {
-                    pairs.insert(left, right, *id);
+                    pairs.ranks.insert(left, right, *id);
                 }
             }
         }
@@ -102,26 +93,10 @@ impl Pairs {
         }
         let mut pairs = Self::with_room(list.len(), Some(made.into_boxed_slice()));
         for (rank, &(left, right)) in list.iter().enumerate() {
-            pairs.insert(left, right, rank as u32);
+            pairs.ranks.insert(left, right, rank as u32);
         }
         pairs.fill_bytes(vocabulary);
         Ok(pairs)
-    }
-
-    fn insert(&mut self, left: u32, right: u32, rank: u32) {
-        if self.count * 2 >= self.slots.len() {
-            let larger = vec![EMPTY; self.slots.len() * 2].into_boxed_slice();
-            for entry in
-                std::mem::replace(&mut self.slots, larger).into_iter().filter(|entry| *entry != EMPTY)
-            {
-                let place = self.place(entry >> BITS);
-                self.slots[place] = entry;
-            }
-        }
-        let key = key(left, right);
-        let place = self.place(key);
-        self.count += usize::from(self.slots[place] == EMPTY);
-        self.slots[place] = key << BITS | u64::from(rank);
     }
 
     fn fill_bytes(&mut self, vocabulary: &Vocabulary) {
@@ -133,22 +108,10 @@ impl Pairs {
         }
     }
 
-    /// Slot of the key, or the empty slot where it would go.
-    #[inline(always)]
-    fn place(&self, key: u64) -> usize {
-        let last = self.slots.len() - 1;
-        let mut place = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & last;
-        while self.slots[place] >> BITS != key && self.slots[place] != EMPTY {
-            place = (place + 1) & last;
-        }
-        place
-    }
-
     /// Rank of the merge of two neighbours, [`NO_RANK`] if they do not merge.
     #[inline(always)]
     pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
-        let entry = self.slots[self.place(key(left, right))];
-        if entry == EMPTY { NO_RANK } else { (entry & FIELD) as u32 }
+        self.ranks.get(left, right)
     }
 
     /// [`Self::rank`] of two single bytes.
@@ -162,9 +125,4 @@ impl Pairs {
     pub(crate) fn made(&self, rank: u32) -> u32 {
         self.made.as_ref().map_or(rank, |made| made[rank as usize])
     }
-}
-
-#[inline(always)]
-fn key(left: u32, right: u32) -> u64 {
-    u64::from(left) << BITS | u64::from(right)
 }

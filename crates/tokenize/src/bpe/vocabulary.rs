@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::key::{Key, NO_KEY, SHORT, key_of};
 use crate::error::TokenizeError;
+use crate::kernels::prefetch;
 
 /// Ids must stay below this: three numbers of 21 bits make a merge of 8 bytes.
 pub(crate) const ID_LIMIT: u32 = 1 << 21;
@@ -99,6 +100,14 @@ impl Vocabulary {
             place = (place + 1) & last;
         }
         place
+    }
+
+    /// Asks for the memory where the token with this key would be.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, key: Key) {
+        if let Some(slot) = self.short.get(key.hash() & (self.short.len() - 1)) {
+            prefetch(slot);
+        }
     }
 
     /// Id of the token with these bytes.

@@ -4,12 +4,16 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod look;
+#[cfg(target_arch = "x86_64")]
+mod look_avx2;
 mod portable;
 mod prefetch;
 
 use crate::pretokenize::block::{self, Starts};
 use crate::pretokenize::grammar::Grammar;
 use infer_accel_tensor::simd::{Tier, tier};
+pub(crate) use look::{PART, look};
 pub(crate) use prefetch::prefetch;
 
 /// Bytes that are classified together.
