@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::ServingError;
+use crate::{QuantizedError, ServingError};
 use infer_accel_tensor::{DType, ErrorKind, TensorError};
 use thiserror::Error;
 
@@ -234,6 +234,9 @@ pub enum Error {
     /// What is wrong with a stack of adapters, with a mixed batch, or with a store.
     #[error(transparent)]
     Serving(#[from] ServingError),
+    /// What is wrong with a quantized weight.
+    #[error(transparent)]
+    Quantized(#[from] QuantizedError),
     /// What is wrong with a view or a setting of any part.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -272,6 +275,7 @@ impl Error {
             | Self::ResidueWeight { .. } => ErrorKind::Integrity,
             Self::Adapter { .. } | Self::Combine { .. } => ErrorKind::Adapter,
             Self::Serving(error) => error.kind(),
+            Self::Quantized(error) => error.kind(),
             Self::Tensor(error) => error.kind(),
         }
     }
@@ -306,6 +310,7 @@ impl Error {
             Self::File { problem, .. } => problem.code.code(),
             Self::StoredDType { .. } => "dtype.stored",
             Self::Serving(error) => error.code(),
+            Self::Quantized(error) => error.code(),
             Self::Tensor(error) => error.code(),
         }
     }

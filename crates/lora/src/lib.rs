@@ -4,6 +4,7 @@
 //!   bit for every processor and number of threads.
 //! * [`merge_slab`]: the same for several adapters, for slabs of rows of weights that do not fit in memory, into another
 //!   format, with stochastic rounding, `DoRA` magnitudes, statistics and a residue.
+//! * [`merge_quantized`]: the same for weights of eight or four bits with scales.
 //! * [`unmerge_weights`] and [`Residue`]: the bits before a merge.
 //! * [`combine()`]: several adapters made into one.
 //! * [`apply_adapter`]: `out += scaling · (x · lora_aᵀ) · lora_bᵀ`, within a stated bound; a token's result does not
@@ -26,6 +27,7 @@ mod kernels;
 mod many;
 mod merge;
 pub mod problem;
+mod quantized;
 mod residue;
 pub mod safetensors;
 mod serving_error;
@@ -42,6 +44,7 @@ pub use combine::{Method, MethodSettings, combine};
 pub use error::Error;
 pub use many::merge_many;
 pub use merge::{merge_weights, merge_weights_into};
+pub use quantized::{QuantizationReport, QuantizedError, QuantizedOptions, ScaleRule, merge_quantized};
 pub use residue::{AdapterDigest, KERNEL_REVISION, Residue, ResidueBuilder, SlabResidue, UndoCursor};
 pub use serving_error::ServingError;
 pub use slab::{Delta, Rounding, SlabOptions, SlabReport, merge_slab, merge_with_residue};

@@ -8,7 +8,7 @@ from infer_accel._typing import Tensor
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterStack", "AdapterStore", "AdapterTensor", "AdapterUpdate", "Residue", "apply_adapter", "apply_adapters", "combine", "examine_adapter", "merge_checkpoint", "merge_many", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
+__all__ = ["Adapter", "AdapterLayer", "AdapterLedger", "AdapterStack", "AdapterStore", "AdapterTensor", "AdapterUpdate", "QuantizationReport", "Residue", "apply_adapter", "apply_adapters", "combine", "examine_adapter", "merge_checkpoint", "merge_many", "merge_quantized", "merge_weights", "read_headers", "unmerge_checkpoint", "unmerge_weights"]
 
 @final
 class Adapter:
@@ -296,6 +296,32 @@ class AdapterUpdate:
         """
 
 @final
+class QuantizationReport:
+    """
+    What a merge into codes did.
+    """
+    @property
+    def changed(self, /) -> int: ...
+    @property
+    def delta_norm(self, /) -> float: ...
+    @property
+    def elements(self, /) -> int: ...
+    @property
+    def largest_delta(self, /) -> float: ...
+    @property
+    def largest_error(self, /) -> float: ...
+    @property
+    def rms_error(self, /) -> float: ...
+    @property
+    def saturated(self, /) -> int: ...
+    @property
+    def scales(self, /) -> int: ...
+    @property
+    def scales_changed(self, /) -> int: ...
+    @property
+    def survived(self, /) -> float | None: ...
+
+@final
 class Residue:
     """
     The exceptions of the merge of one weight.
@@ -382,6 +408,11 @@ def merge_checkpoint(base_dir: str | PathLike[str], adapters: SupportsGetItem[in
 def merge_many(weights: SupportsGetItem[int, Tensor], adapters: SupportsGetItem[int, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex]], *, num_threads: SupportsIndex | None = None) -> None:
     """
     Adds to each of `weights` the product of one of `adapters`, each ``(lora_A, lora_B, scaling)``, in place.
+    """
+
+def merge_quantized(weight: Tensor, weight_scale: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, global_scale: SupportsFloat | SupportsIndex | None = None, scales: str = "grow", return_report: bool = False, num_threads: SupportsIndex | None = None) -> QuantizationReport | None:
+    """
+    Adds ``scaling · lora_B @ lora_A`` to a weight of codes, in place; tells what it did if that is asked for.
     """
 
 def merge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor | None = None, rounding: str = "nearest", seed: SupportsIndex | None = None, magnitude: Tensor | None = None, return_residue: bool = False, num_threads: SupportsIndex | None = None) -> Residue | None:

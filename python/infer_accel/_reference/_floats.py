@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "dtype_name",
     "fma",
+    "raw_bytes",
     "read",
     "require_writable",
     "round_bfloat16",
@@ -84,6 +85,20 @@ def _array(tensor: Any) -> NDArray[np.generic]:  # noqa: ANN401 - whatever has a
     return array.view(np.uint16) if is_bfloat16 else array
 
 
+def raw_bytes(tensor: Any) -> NDArray[np.uint8]:  # noqa: ANN401 - whatever has an array behind it
+    """Return a view of the bytes of a tensor whose elements are bytes."""
+    if hasattr(tensor, "numpy"):
+        import torch  # noqa: PLC0415 - it is there if one of its tensors is
+
+        tensor = (
+            tensor.detach().view(torch.uint8).numpy()
+            if tensor.element_size() == 1
+            else tensor.detach().numpy()
+        )
+    array: NDArray[np.generic] = np.asarray(tensor)
+    return array.view(np.uint8)
+
+
 def read(tensor: Tensor, name: str) -> Float32:
     """Return a tensor of float32, float16 or bfloat16 as a new float32 array."""
     kind = dtype_name(tensor)
@@ -126,7 +141,8 @@ def write_bits(tensor: Tensor, bits: Bits) -> None:
 
 def require_writable(tensor: Tensor) -> None:
     """Refuse a target that must not be written."""
-    if not _array(tensor).flags.writeable:
+    array = raw_bytes(tensor) if dtype_name(tensor).startswith("float8") else _array(tensor)
+    if not array.flags.writeable:
         kind = dtype_name(tensor)
         message = f"a read-only tensor of {kind} came as a target; pass one that may be written, or a copy"
         raise ReadOnlyError(message, code="read_only")

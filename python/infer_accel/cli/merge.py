@@ -144,6 +144,15 @@ def _summary(report: MergeReport) -> list[str]:
     lines = [f"{counts}, {report.bytes / 1e9:.2f} GB"]
     if report.survived is not None and not report.is_dry_run:
         lines.append(f"{report.survived:.1%} of the deltas survived the rounding to the output's format")
+    encoded = [change.quantization for change in report.tensors if change.quantization is not None]
+    if encoded:
+        scales, grown = sum(one.scales for one in encoded), sum(one.scales_changed for one in encoded)
+        worst = max(encoded, key=lambda one: one.rms_error)
+        lines.append(
+            f"{len(encoded)} quantized tensors: {grown} of {scales} scales grew, "
+            f"{sum(one.saturated for one in encoded)} elements saturated; error of encoding at most "
+            f"{worst.rms_error:.3g} (root mean square)"
+        )
     lines.extend(
         f"{adapter.name}: {len(adapter.unused)} deltas have no place in the base: {adapter.unused[0]} …"
         for adapter in report.adapters

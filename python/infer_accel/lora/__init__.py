@@ -24,10 +24,12 @@ from infer_accel.lora._layers import AdapterLayer, AdapterLedger, AdapterUpdate,
 from infer_accel.lora._many import merge_many
 from infer_accel.lora._merge import merge_weights, unmerge_weights
 from infer_accel.lora._module import LoraModel
+from infer_accel.lora._quantized import QuantizationReport
 from infer_accel.lora._report import (
     MergedAdapter,
     MergeReport,
     OutputFile,
+    Quantization,
     TensorChange,
     UnmergeReport,
     Verification,
@@ -47,6 +49,8 @@ __all__ = [
     "MergedAdapter",
     "OutputFile",
     "Problem",
+    "Quantization",
+    "QuantizationReport",
     "Residue",
     "StoreStats",
     "StoredAdapter",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 from infer_accel import _backend
+from infer_accel.lora._quantized import merge_codes, refuse_options
 from infer_accel.lora._residue import wrap
 
 if TYPE_CHECKING:
     from infer_accel._typing import Tensor, TensorT
+    from infer_accel.lora._quantized import QuantizationReport, ScaleRule
     from infer_accel.lora._residue import Residue
 
 __all__ = ["Rounding", "merge_weights", "unmerge_weights"]
@@ -30,7 +32,11 @@ def merge_weights(
     rounding: Rounding = "nearest",
     seed: int | None = None,
     magnitude: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    global_scale: float | None = None,
+    scales: ScaleRule = "grow",
     return_residue: Literal[False] = False,
+    return_report: Literal[False] = False,
     num_threads: int | None = None,
 ) -> TensorT: ...
 @overload
@@ -44,9 +50,31 @@ def merge_weights(
     rounding: Rounding = "nearest",
     seed: int | None = None,
     magnitude: Tensor | None = None,
+    weight_scale: None = None,
+    global_scale: None = None,
+    scales: ScaleRule = "grow",
     return_residue: Literal[True],
+    return_report: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[TensorT, Residue]: ...
+@overload
+def merge_weights(
+    weight: TensorT,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float = 1.0,
+    out: None = None,
+    rounding: Rounding = "nearest",
+    seed: None = None,
+    magnitude: None = None,
+    weight_scale: Tensor,
+    global_scale: float | None = None,
+    scales: ScaleRule = "grow",
+    return_residue: Literal[False] = False,
+    return_report: Literal[True],
+    num_threads: int | None = None,
+) -> tuple[TensorT, QuantizationReport]: ...
 def merge_weights(
     weight: TensorT,
     lora_A: Tensor,
@@ -57,9 +85,13 @@ def merge_weights(
     rounding: Rounding = "nearest",
     seed: int | None = None,
     magnitude: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    global_scale: float | None = None,
+    scales: ScaleRule = "grow",
     return_residue: bool = False,
+    return_report: bool = False,
     num_threads: int | None = None,
-) -> TensorT | tuple[TensorT, Residue]:
+) -> TensorT | tuple[TensorT, Residue] | tuple[TensorT, QuantizationReport]:
     """Add ``scaling · lora_B @ lora_A`` to a weight, in place.
 
     The sum is accumulated in float32 in one order for every processor and number of threads and rounded once,
@@ -69,7 +101,8 @@ def merge_weights(
     ----------
     weight
         ``[out_features, in_features]`` of float32, float16 or bfloat16, any strides; a transposed view
-        (``fan_in_fan_out``) is as fast as a plain one. Written, unless `out` is given.
+        (``fan_in_fan_out``) is as fast as a plain one. Written, unless `out` is given. With `weight_scale` it holds
+        codes: see there.
     lora_A
         ``[rank, in_features]`` of float32, float16 or bfloat16.
     lora_B
@@ -89,8 +122,25 @@ def merge_weights(
         DoRA: ``[out_features]`` or ``[out_features, 1]`` of one of the three formats. Each row of
         ``weight + scaling · lora_B @ lora_A`` is divided by its Euclidean norm and multiplied by its magnitude,
         as PEFT merges such adapters.
+    weight_scale
+        What the codes of a quantized weight are multiplied by; written in place, together with `weight`, where a
+        scale must grow. For codes of ``float8_e4m3fn``, ``float8_e5m2`` or int8: float32, float16 or bfloat16, of
+        one element, of ``[out_features]`` or ``[out_features, 1]``, or one for each block of 128 × 128,
+        ``[⌈out_features / 128⌉, ⌈in_features / 128⌉]`` (the ``weight_scale_inv`` of DeepSeek's checkpoints). For codes
+        of four bits, two in a byte of uint8 (``[out_features, in_features / 2]``, the lower four bits first): uint8 and
+        ``[out_features, in_features / 32]`` (MXFP4), ``float8_e4m3fn`` and ``[out_features, in_features / 16]``
+        (NVFP4).
+        `out`, `rounding`, `seed`, `magnitude` and `return_residue` are refused beside it.
+    global_scale
+        NVFP4: what all of `weight_scale` is multiplied by; not written.
+    scales
+        ``"grow"``: a scale stays, unless an element of its block has no code at it any more; then it is doubled until
+        all have one (of int8: becomes the one at which the largest element is 127). ``"keep"``: scales stay, and
+        what has no code gets the last one.
     return_residue
         Whether to return what :func:`unmerge_weights` needs as well. It costs about another merge.
+    return_report
+        With `weight_scale`: whether to return what the merge changed and what encoding lost.
     num_threads
         The most threads to use; None is ``INFER_ACCEL_NUM_THREADS``, or the processors of this process. The
         result does not depend on it.
@@ -101,6 +151,8 @@ def merge_weights(
         The object that was written: `weight`, or `out` where it is given.
     residue : Residue
         With ``return_residue=True`` only.
+    report : QuantizationReport
+        With ``return_report=True`` only.
 
     Raises
     ------
@@ -113,7 +165,10 @@ def merge_weights(
         A torch tensor whose gradient is being recorded, or that lies on another device.
     ArgumentError
         A `scaling` that is not finite in float32, a `num_threads` below 1, a `rounding` that is not known, a
-        seed without stochastic rounding or the other way round, a residue of a merge with magnitudes.
+        seed without stochastic rounding or the other way round, a residue of a merge with magnitudes, an option that
+        quantized weights do not have, a sum that is not finite and so has no code.
+    IntegrityError
+        A scale that is not above zero or not finite, or a code that is not a finite number.
 
     Notes
     -----
@@ -126,8 +181,15 @@ def merge_weights(
     With a magnitude, the sums of squares are kept in sixteen float32 parts for each row, column `j` in part
     ``j % 16``, which are added up by halves.
 
+    Codes: ``before = value(code) · scale`` and the sum as above, in float32; then the code nearest to ``sum / scale'``,
+    ties to even. An element has no code at a scale where the quotient would round to a number behind the last
+    code: above 464 in ``float8_e4m3fn``, from 61440 on in ``float8_e5m2``, outside −128 … 127 in int8, from 7 on in
+    codes of four bits. Doubling leaves codes of floats on the grid that they lay on, so that a block whose scale
+    grows is not rounded once more as a whole, and a scale that is a power of two stays one.
+
     Nothing is written when an error is raised. The work is ``out · in · rank`` multiplications (twice that with
-    a magnitude) and one pass over the weight; the memory does not grow with the weight, except for a residue.
+    a magnitude or with codes) and one pass over the weight (two over codes); the memory does not grow with the
+    weight, except for a residue.
 
     Examples
     --------
@@ -139,11 +201,41 @@ def merge_weights(
     array([[ 2., 12.],
            [ 2., -6.]], dtype=float32)
 
+    Codes of eight bits, whose scale is too small for what is added:
+
+    >>> codes, scale = np.array([[10, -20, 100]], np.int8), np.array([0.5], np.float32)
+    >>> adapter = np.array([[1, 2, 77]], np.float32), np.array([[1]], np.float32)
+    >>> merge_weights(codes, *adapter, weight_scale=scale), scale
+    (array([[  6,  -8, 127]], dtype=int8), array([1.], dtype=float32))
+
     References
     ----------
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
     Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv:2402.09353.
     """
+    if weight_scale is not None:
+        given = {"out": out, "seed": seed, "magnitude": magnitude}
+        came = {name: value is not None for name, value in given.items()}
+        came |= {"rounding": rounding != "nearest", "return_residue": return_residue}
+        refuse_options(is_quantized=True, **came)
+        report = merge_codes(
+            weight,
+            weight_scale,
+            lora_A,
+            lora_B,
+            scaling=scaling,
+            global_scale=global_scale,
+            scales=scales,
+            return_report=return_report,
+            num_threads=num_threads,
+        )
+        return weight if report is None else (weight, report)
+    refuse_options(
+        is_quantized=False,
+        global_scale=global_scale is not None,
+        scales=scales != "grow",
+        return_report=return_report,
+    )
     residue = _core.merge_weights(
         weight,
         lora_A,

@@ -14,10 +14,25 @@ __all__ = [
     "MergeReport",
     "MergedAdapter",
     "OutputFile",
+    "Quantization",
     "TensorChange",
     "UnmergeReport",
     "Verification",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What encoding did to a quantized tensor that deltas were added to."""
+
+    #: The stored numbers against the sums before they were rounded to codes: root of the mean square, and the largest.
+    rms_error: float
+    largest_error: float
+    #: Elements beyond the last code, which got that one.
+    saturated: int
+    #: Its scales, and those among them that had to grow.
+    scales: int
+    scales_changed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +41,9 @@ class TensorChange:
 
     name: str
     #: ``merged``: deltas were added. ``replaced``: the adapter brings the whole tensor. ``converted``: its number
-    #: format changed. ``added``: it was shared with another tensor in the base, and is not any more.
-    action: Literal["merged", "replaced", "converted", "added", "restored"]
+    #: format changed. ``rescaled``: it holds the scales of a quantized tensor that deltas were added to. ``added``: it
+    #: was shared with another tensor in the base, and is not any more.
+    action: Literal["merged", "replaced", "converted", "rescaled", "added", "restored"]
     shape: tuple[int, ...]
     #: Its number format before, and in the output, as safetensors names them.
     dtype: str
@@ -45,6 +61,8 @@ class TensorChange:
     largest_delta: float | None
     #: Bytes that are kept to take the merge back.
     residue_bytes: int
+    #: What encoding did, of a quantized tensor that deltas were added to.
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +212,9 @@ _INTERNAL = frozenset({"kept"})
 
 def _change(found: Mapping[str, object]) -> TensorChange:
     fields = {name: value for name, value in found.items() if name not in _INTERNAL}
-    shape = fields.pop("shape")
-    return TensorChange(shape=tuple(shape), **fields)  # type: ignore[arg-type]
+    shape, quantization = fields.pop("shape"), fields.pop("quantization", None)
+    encoded = None if quantization is None else Quantization(**quantization)  # type: ignore[arg-type]
+    return TensorChange(shape=tuple(shape), quantization=encoded, **fields)  # type: ignore[arg-type]
 
 
 def _adapter(found: Mapping[str, object]) -> MergedAdapter:

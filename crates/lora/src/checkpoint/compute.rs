@@ -9,6 +9,7 @@ use infer_accel_tensor::{DType, TensorError, TensorMut, TensorRef};
 use super::error::CheckpointError;
 use super::plan::{ChangedTensor, Keep, Part, Plan, RowWork, TASK_BYTES, Task, Work};
 use super::undo::{Exceptions, UndoWork};
+use crate::quantized::QuantizationReport;
 use crate::residue::SlabResidue;
 use crate::statistics::MergeStatistics;
 use crate::{Delta, Error, SlabOptions, merge_slab};
@@ -25,6 +26,8 @@ pub(super) struct Scratch {
 pub(super) struct Outcome {
     pub(super) statistics: Option<MergeStatistics>,
     pub(super) residue: Option<SlabResidue>,
+    /// What encoding did, of a quantized tensor.
+    pub(super) quantization: Option<QuantizationReport>,
     /// What the task's rows add to the digest of the merged weight, and the digest that must come out.
     pub(super) undone: Option<(u64, u64)>,
 }
@@ -68,6 +71,20 @@ impl<'a> Computer<'a> {
             Work::Rows(work) => {
                 let tensor = segment.tensor.and_then(|tensor| self.plan.tensors.get(tensor));
                 self.rows(task, work, tensor, scratch)
+            }
+            Work::Codes(work) => {
+                let buffers = (&mut scratch.input, &mut scratch.output);
+                let merged = work.merge(task.index, &self.plan.sources, buffers, true)?;
+                let report = merged.report;
+                let (statistics, quantization) = (Some(report.statistics), Some(report));
+                Ok((merged.codes, Outcome { statistics, quantization, ..Outcome::default() }))
+            }
+            Work::Scales(work) => {
+                let buffers = (&mut scratch.input, &mut scratch.output);
+                let merged = work.merge(task.index, &self.plan.sources, buffers, false)?;
+                let (elements, changed) = (merged.report.scales, merged.report.scales_changed);
+                let statistics = Some(MergeStatistics { elements, changed, ..MergeStatistics::default() });
+                Ok((merged.scales, Outcome { statistics, ..Outcome::default() }))
             }
             Work::Convert { tensor, to } => {
                 let piece = piece();
@@ -216,7 +233,7 @@ impl Views<'_> {
             let mut target = TensorMut::from_bytes(output, self.work.output_dtype, 0, &shape, &strides)?;
             merge_slab(&mut target, Some(&source), &deltas, &options)?
         };
-        Ok(Outcome { statistics: report.statistics, residue: report.residue, undone: None })
+        Ok(Outcome { statistics: report.statistics, residue: report.residue, ..Outcome::default() })
     }
 
     fn undo(&self, input: &mut [u8], output: &mut [u8], exceptions: &Exceptions) -> Result<u64, Error> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use infer_accel_tensor::DType;
 
 use super::base::Source;
+use super::codes::CodeWork;
 use super::stream::OutputShard;
 use super::undo::UndoWork;
 use crate::adapter::{Matrix, Tensor};
@@ -69,6 +70,8 @@ pub enum Action {
     Replaced,
     /// Its number format changes, and nothing else.
     Converted,
+    /// It holds the scales of a quantized tensor that updates are added to.
+    Rescaled,
     /// It was shared with another tensor in the base and is not any more.
     Added,
     /// A merge is taken back.
@@ -116,6 +119,10 @@ pub(super) enum Work {
     Rows(Box<RowWork>),
     /// A tensor of an adapter, in another format perhaps.
     Convert { tensor: Tensor, to: DType },
+    /// A quantized tensor, updated.
+    Codes(Arc<CodeWork>),
+    /// Its scales.
+    Scales(Arc<CodeWork>),
 }
 
 /// A dense block of rows that is updated.
@@ -180,6 +187,8 @@ impl Segment {
         let length = self.output.end - self.output.start;
         match &self.work {
             Work::Rows(work) => work.rows.div_ceil(work.task_rows.max(1)) as u64,
+            Work::Codes(work) => work.tasks(),
+            Work::Scales(work) => work.scale_tasks(),
             _ => length.div_ceil(TASK_BYTES as u64),
         }
     }

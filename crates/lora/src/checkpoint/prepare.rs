@@ -10,7 +10,8 @@ use super::base::Base;
 use super::blocks::{Block, Piece, blocks, pieces};
 use super::compute::is_exact;
 use super::error::CheckpointError;
-use super::plan::{Action, BaseBytes, ChangedTensor, Keep, Plan, Work};
+use super::plan::{Action, BaseBytes, ChangedTensor, Keep, Part, Plan, Work};
+use super::quantized::{QuantizedTensors, quantized_tensors, require_plain};
 use super::report::AdapterReport;
 use super::stream::OutputShard;
 use super::texts::{self, Changes};
@@ -66,8 +67,12 @@ pub(super) fn prepare(
 ) -> Result<Prepared, CheckpointError> {
     let index = base_index(base)?;
     let (deltas, reports) = gather(&index, adapters, wish.allow_unused)?;
-    let mut builder =
-        Builder { plan: Plan::of(std::mem::take(&mut base.sources)), wish, untouched: Vec::new() };
+    if wish.dtype.is_some() {
+        require_plain(base)?;
+    }
+    let quantized = quantized_tensors(base, &deltas)?;
+    let plan = Plan::of(std::mem::take(&mut base.sources));
+    let mut builder = Builder { plan, wish, quantized, untouched: Vec::new() };
     let mut changes = Changes { dtype: wish.dtype, ..Changes::default() };
     for (number, shard) in base.shards.iter().enumerate() {
         let outputs = outputs_of(&shard.tensors, &deltas, wish.dtype);
@@ -243,6 +248,7 @@ fn unserved(entry: &TensorEntry) -> CheckpointError {
 struct Builder {
     plan: Plan,
     wish: Wish,
+    quantized: QuantizedTensors,
     untouched: Vec<String>,
 }
 
@@ -259,6 +265,9 @@ impl Builder {
                 update.target
             );
             return Err(CheckpointError::Adapter { adapter: name.clone(), problem });
+        }
+        if exchange.is_none() && self.coded(source, output) {
+            return Ok(());
         }
         let is_same = output.plan.dtype == entry.dtype && exchange.is_none() && updates.is_empty();
         if is_same || output.plan.byte_len() == Some(0) {
@@ -277,6 +286,11 @@ impl Builder {
         let (Some(base), Some(to)) = (entry.dtype.dtype(), output.plan.dtype.dtype()) else {
             return Err(unserved(entry));
         };
+        if exchange.is_some_and(|exchange| exchange.tensor.dtype() != to)
+            && !is_convertible(output.plan.dtype)
+        {
+            return Err(unserved(entry));
+        }
         if exchange.is_none() && !(is_convertible(entry.dtype) && is_convertible(output.plan.dtype)) {
             return Err(unserved(entry));
         }
@@ -301,6 +315,35 @@ impl Builder {
         }
         self.plan.enclose(first);
         Ok(())
+    }
+
+    /// Plans a quantized tensor that updates are added to, or its scales; false if the tensor is neither.
+    fn coded(&mut self, source: usize, output: &Output<'_>) -> bool {
+        let (name, entry) = (&output.plan.name, output.entry);
+        let QuantizedTensors { by_codes, by_scales } = &self.quantized;
+        let (action, rank, work) = match (by_codes.get(name), by_scales.get(name)) {
+            (Some(work), _) => {
+                let rank = work.parts.iter().map(Part::rank).sum();
+                (Action::Merged, rank, Work::Codes(Arc::clone(work)))
+            }
+            (None, Some(work)) => (Action::Rescaled, 0, Work::Scales(Arc::clone(work))),
+            (None, None) => return false,
+        };
+        let (tensor, first) = (self.plan.tensors.len(), self.plan.segments().len());
+        self.plan.tensors.push(ChangedTensor {
+            name: name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.dtype.name(),
+            output_dtype: entry.dtype.name(),
+            action,
+            rank,
+            // Codes are rounded too coarsely for what is lost to be little.
+            keep: if self.wish.residue { Keep::Whole } else { Keep::Nothing },
+            base: Some(BaseBytes { source, entry: entry.clone() }),
+        });
+        self.plan.push(entry.byte_len(), Some(tensor), work);
+        self.plan.enclose(first);
+        true
     }
 
     /// What must be kept of a tensor so that it can come back.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{Action, ChangedTensor};
 use super::residue_file::Kept;
+use crate::quantized::QuantizationReport;
 use crate::statistics::MergeStatistics;
 
 /// What happened to one tensor.
@@ -31,6 +32,9 @@ pub struct TensorReport {
     pub survived: Option<f64>,
     /// The largest magnitude of what was to be added.
     pub largest_delta: Option<f64>,
+    /// What encoding did, of a quantized tensor that updates were added to.
+    #[serde(default)]
+    pub quantization: Option<Quantization>,
     /// Bytes that are kept to take the merge back.
     pub residue_bytes: u64,
     /// What they are, in the file of the residue.
@@ -53,8 +57,36 @@ impl TensorReport {
             delta_norm: finite(statistics.norm()),
             survived: statistics.survived().and_then(finite),
             largest_delta: finite(statistics.largest_delta),
+            quantization: None,
             residue_bytes: kept.iter().map(|kept| kept.bytes).sum(),
             kept,
+        }
+    }
+}
+
+/// What encoding did to a quantized tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quantization {
+    /// The root of the mean square of the differences between what is stored and the sum before it was encoded.
+    pub rms_error: f64,
+    /// The largest of these differences.
+    pub largest_error: f64,
+    /// Elements beyond the last code, which got that one.
+    pub saturated: u64,
+    /// Its scales.
+    pub scales: u64,
+    /// Those among them that had to grow.
+    pub scales_changed: u64,
+}
+
+impl From<QuantizationReport> for Quantization {
+    fn from(report: QuantizationReport) -> Self {
+        Self {
+            rms_error: report.rms_error(),
+            largest_error: report.largest_error,
+            saturated: report.saturated,
+            scales: report.scales,
+            scales_changed: report.scales_changed,
         }
     }
 }

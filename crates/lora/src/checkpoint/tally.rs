@@ -4,8 +4,9 @@ use super::compute::Outcome;
 use super::error::CheckpointError;
 use super::journal::Record;
 use super::plan::{ChangedTensor, Keep, Plan, Task, Work};
-use super::report::TensorReport;
+use super::report::{Quantization, TensorReport};
 use super::residue_file::{Kept, ResidueStream};
+use crate::quantized::QuantizationReport;
 use crate::residue::ResidueBuilder;
 use crate::statistics::MergeStatistics;
 use crate::{AdapterDigest, Error};
@@ -22,6 +23,7 @@ pub(super) struct Tally<'a> {
 #[derive(Default)]
 struct Current {
     statistics: MergeStatistics,
+    quantization: Option<QuantizationReport>,
     builder: Option<ResidueBuilder>,
     undone: u64,
     kept: Vec<Kept>,
@@ -45,6 +47,9 @@ impl<'a> Tally<'a> {
             |error: Error| CheckpointError::Tensor { name: tensor.name.clone(), source: Box::new(error) };
         if let Some(statistics) = outcome.statistics {
             self.tensor.statistics += statistics;
+        }
+        if let Some(report) = outcome.quantization {
+            *self.tensor.quantization.get_or_insert_default() += report;
         }
         if let Some(slab) = outcome.residue {
             if task.index == 0 {
@@ -78,7 +83,8 @@ impl<'a> Tally<'a> {
             self.tensor.kept.push(kept);
         }
         let current = std::mem::take(&mut self.tensor);
-        let report = TensorReport::new(tensor, current.statistics, current.kept);
+        let mut report = TensorReport::new(tensor, current.statistics, current.kept);
+        report.quantization = current.quantization.map(Quantization::from);
         self.records.push(Record::Tensor(Box::new(report)));
         Ok(())
     }

@@ -45,9 +45,10 @@ pub(super) fn verify(
     Ok(verification)
 }
 
-struct Sample<'a> {
-    plan: &'a Plan,
-    segment: &'a Segment,
+/// A segment of which a sample is checked.
+pub(super) struct Sample<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) segment: &'a Segment,
     file: &'a OutputFile,
     path: &'a Path,
 }
@@ -77,6 +78,8 @@ impl Sample<'_> {
                 self.row(work, work.rows.saturating_sub(1), verification)
             }
             Work::Convert { .. } => Ok(()),
+            Work::Codes(work) => self.codes(work, verification),
+            Work::Scales(work) => self.scales(work),
         }
     }
 
@@ -84,7 +87,8 @@ impl Sample<'_> {
         self.plan.sources.get(source).map_or(Ok(()), |source| source.read(bytes, offset))
     }
 
-    fn compare(&self, first: u64, expected: &[u8]) -> Result<(), CheckpointError> {
+    /// Compares bytes of the segment, from its byte `first` on.
+    pub(super) fn compare(&self, first: u64, expected: &[u8]) -> Result<(), CheckpointError> {
         let mut found = vec![0; expected.len()];
         self.file.read_at(&mut found, self.segment.output.start + first)?;
         if found == expected {
@@ -96,7 +100,7 @@ impl Sample<'_> {
         )))
     }
 
-    fn damaged(&self, problem: &str) -> CheckpointError {
+    pub(super) fn damaged(&self, problem: &str) -> CheckpointError {
         CheckpointError::Integrity {
             path: self.path.to_owned(),
             problem: format!(
@@ -160,13 +164,13 @@ impl Sample<'_> {
 }
 
 /// One of `count` places, chosen by where a segment lies: the same in every run.
-fn chosen(place: u64, count: u64) -> u64 {
+pub(super) fn chosen(place: u64, count: u64) -> u64 {
     let mixed = (place ^ (place >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 16) % count.max(1)
 }
 
 /// Adds one row of a delta in binary64.
-fn add(part: &Part, row: usize, sums: &mut [f64], magnitudes: &mut [f64]) -> Result<(), Error> {
+pub(super) fn add(part: &Part, row: usize, sums: &mut [f64], magnitudes: &mut [f64]) -> Result<(), Error> {
     let delta = part.delta(true, row..row + 1)?;
     let scaling = f64::from(delta.scaling as f32);
     let factors = wide(&delta.lora_b)?;
@@ -192,7 +196,7 @@ fn wide(matrix: &infer_accel_tensor::TensorRef<'_>) -> Result<Vec<f32>, Error> {
 }
 
 /// The numbers of some bytes.
-fn widen(bytes: &[u8], dtype: DType) -> Vec<f32> {
+pub(super) fn widen(bytes: &[u8], dtype: DType) -> Vec<f32> {
     let pairs = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
     match dtype {
         DType::F32 => bytes

@@ -44,24 +44,34 @@ impl Parts {
         let mut parts = || {
             let written = Matrix { base: target.as_mut_ptr(), ..Matrix::of(&target.as_ref())? };
             let read = source.map_or(Some(written), Matrix::of)?;
-            let mut parts = Self { source: read, target: written, factors: Vec::new(), scalings: Vec::new() };
-            for (delta, &scaling) in deltas.iter().zip(scalings) {
-                let (rows, columns) = (Matrix::of(&delta.lora_b)?, Matrix::of(&delta.lora_a)?);
-                let fits = (rows.rows, columns.columns) == (written.rows, written.columns)
-                    && rows.columns == columns.rows
-                    && (read.rows, read.columns) == (written.rows, written.columns);
-                if !fits {
-                    return None;
-                }
-                if columns.rows > 0 {
-                    parts.factors.push(Factors { rows, columns });
-                    parts.scalings.push(scaling);
-                }
+            if (read.rows, read.columns) != (written.rows, written.columns) {
+                return None;
             }
-            Some(parts)
+            let (factors, scalings) = factors_of(deltas, scalings, [written.rows, written.columns])?;
+            Some(Self { source: read, target: written, factors, scalings })
         };
         parts().unwrap_or_else(|| panic!("a merge of unchecked tensors"))
     }
+}
+
+/// The factors of deltas of a weight of some shape, and their scalings; those of rank 0 are left out.
+pub(super) fn factors_of(
+    deltas: &[Delta<'_>],
+    scalings: &[f32],
+    shape: [usize; 2],
+) -> Option<(Vec<Factors>, Vec<f32>)> {
+    let mut found = (Vec::new(), Vec::new());
+    for (delta, &scaling) in deltas.iter().zip(scalings) {
+        let (rows, columns) = (Matrix::of(&delta.lora_b)?, Matrix::of(&delta.lora_a)?);
+        if [rows.rows, columns.columns] != shape || rows.columns != columns.rows {
+            return None;
+        }
+        if columns.rows > 0 {
+            found.0.push(Factors { rows, columns });
+            found.1.push(scaling);
+        }
+    }
+    Some(found)
 }
 
 /// Merges deltas with everything that the options ask for. `target` may have another format than `source`.

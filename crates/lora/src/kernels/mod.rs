@@ -7,6 +7,7 @@
 
 mod apply;
 mod calls;
+mod codes;
 mod control;
 mod digest;
 mod exponents;
@@ -18,6 +19,7 @@ mod pack;
 mod passes;
 mod portable;
 mod random;
+mod requantize;
 mod scratch;
 mod shrink;
 mod storage;
@@ -43,8 +45,10 @@ use tile::{TileFn, TileSet};
 
 pub(crate) use apply::apply;
 pub(crate) use calls::{Outcome, bytes_digest, matrix_digest, merge_slab, undo};
+pub(crate) use codes::{Coding, Extent};
 pub(crate) use grouped::{PackedPair, Part, Segment, apply_segments, is_finite};
 pub(crate) use random::mix;
+pub(crate) use requantize::{CodeCall, CodeFault, ScaleFormat};
 pub(crate) use update::{merge, merge_all};
 
 /// What a result that is not a number is stored as, whatever NaN the processor made: the positive quiet NaN

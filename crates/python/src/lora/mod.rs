@@ -5,6 +5,7 @@ mod apply;
 mod checkpoint;
 mod combine;
 mod merge;
+mod quantized;
 mod residue;
 mod store;
 
@@ -45,6 +46,8 @@ pub(crate) mod lora {
     use super::combine::combine;
     #[pymodule_export]
     use super::merge::{merge_many, merge_weights, unmerge_weights};
+    #[pymodule_export]
+    use super::quantized::{QuantizationReport, merge_quantized};
     #[pymodule_export]
     use super::residue::Residue;
     #[pymodule_export]
