@@ -31,6 +31,14 @@ where
     }
 }
 
+/// Calls the core on work that is shorter than giving the lock away, and may touch Python's objects.
+pub(crate) fn run_short<T, E: Into<NativeError>>(core: impl FnOnce() -> Result<T, E>) -> PyResult<T> {
+    match catch_unwind(AssertUnwindSafe(core)) {
+        Ok(outcome) => outcome.map_err(|error| error.into().into()),
+        Err(panic) => Err(panicked(&*panic).into()),
+    }
+}
+
 /// Whether Ctrl-C was pressed: what long calls ask between two pieces of work. Takes the interpreter's lock for
 /// a moment; only the thread that called from Python may ask.
 pub(crate) fn interrupted() -> bool {

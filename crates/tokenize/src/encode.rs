@@ -6,6 +6,7 @@ use infer_accel_tensor::threads;
 
 use crate::error::{Result, TokenizeError};
 use crate::frame::Frame;
+use crate::native::NativePipeline;
 use crate::tokenizer::{EncodeOptions, Pipeline, Tokenizer};
 
 /// The ids of many texts, one after the other.
@@ -39,31 +40,79 @@ impl Tokenizer {
     pub fn encode_into(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()> {
         let start = ids.len();
         let outcome = self.encode_unpadded(text, options, ids);
+        self.finish(outcome, start, ids)
+    }
+
+    fn encode_unpadded(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()> {
+        let EncodeOptions { add_special_tokens, parse_special } = options;
+        match &self.pipeline {
+            Pipeline::Native(pipeline) => self.framed(pipeline, add_special_tokens, ids, |ids| {
+                pipeline.encode_into(text, parse_special, ids)
+            }),
+            Pipeline::Fallback(pipeline) => {
+                pipeline.encode_into(text, add_special_tokens, parse_special, true, ids)
+            }
+        }
+    }
+
+    /// The ids of a text, the file's truncation and padding left out.
+    pub(crate) fn encode_whole(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
+        let EncodeOptions { add_special_tokens, parse_special } = options;
+        let mut ids = Vec::new();
+        match &self.pipeline {
+            Pipeline::Native(pipeline) => {
+                let frame = add_special_tokens.then_some(&pipeline.frame);
+                ids.extend_from_slice(frame.map_or(&[], |frame| &frame.before));
+                pipeline.encode_into(text, parse_special, &mut ids)?;
+                ids.extend_from_slice(frame.map_or(&[], |frame| &frame.after));
+            }
+            Pipeline::Fallback(pipeline) => {
+                pipeline.encode_into(text, add_special_tokens, parse_special, false, &mut ids)?;
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Appends what `encode` appends, cut to what the file allows, between the tokens that stand around a text.
+    fn framed(
+        &self,
+        pipeline: &NativePipeline,
+        add_special_tokens: bool,
+        ids: &mut Vec<u32>,
+        encode: impl FnOnce(&mut Vec<u32>) -> Result<()>,
+    ) -> Result<()> {
+        let frame = add_special_tokens.then_some(&pipeline.frame);
+        ids.extend_from_slice(frame.map_or(&[], |frame| &frame.before));
+        let start = ids.len();
+        encode(ids)?;
+        if let Some(truncation) = &self.limits.truncation {
+            truncation.apply(ids, start, truncation.room(frame.map_or(0, Frame::len)))?;
+        }
+        ids.extend_from_slice(frame.map_or(&[], |frame| &frame.after));
+        Ok(())
+    }
+
+    /// Appends ids as [`Tokenizer::encode_into`] does, the text's own made by `encode`.
+    pub(crate) fn encode_with(
+        &self,
+        pipeline: &NativePipeline,
+        add_special_tokens: bool,
+        ids: &mut Vec<u32>,
+        encode: impl FnOnce(&mut Vec<u32>) -> Result<()>,
+    ) -> Result<()> {
+        let start = ids.len();
+        let outcome = self.framed(pipeline, add_special_tokens, ids, encode);
+        self.finish(outcome, start, ids)
+    }
+
+    /// Pads what was appended from `start` on as the file asks; on an error takes it away again.
+    fn finish(&self, outcome: Result<()>, start: usize, ids: &mut Vec<u32>) -> Result<()> {
         if outcome.is_err() {
             ids.truncate(start);
         } else if let Some(padding) = &self.limits.padding {
             padding.apply(ids, start, padding.target(ids.len() - start));
         }
         outcome
-    }
-
-    fn encode_unpadded(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()> {
-        let EncodeOptions { add_special_tokens, parse_special } = options;
-        let pipeline = match &self.pipeline {
-            Pipeline::Native(pipeline) => pipeline,
-            Pipeline::Fallback(pipeline) => {
-                return pipeline.encode_into(text, add_special_tokens, parse_special, true, ids);
-            }
-        };
-        let frame = add_special_tokens.then_some(&pipeline.frame);
-        ids.extend_from_slice(frame.map_or(&[], |frame| &frame.before));
-        let start = ids.len();
-        pipeline.encode_into(text, parse_special, ids)?;
-        if let Some(truncation) = &self.limits.truncation {
-            truncation.apply(ids, start, truncation.room(frame.map_or(0, Frame::len)))?;
-        }
-        ids.extend_from_slice(frame.map_or(&[], |frame| &frame.after));
-        Ok(())
     }
 
     /// The ids of many texts, on at most `threads` threads. `stop` is asked now and then on the calling thread;
@@ -154,7 +203,7 @@ fn divide<I>(items: &[I], bytes: impl Fn(&I) -> usize) -> Vec<&[I]> {
 }
 
 /// Joins parts, whose offsets are the ends of their texts, into one batch.
-fn join(mut parts: Vec<TokenBatch>, texts: usize) -> TokenBatch {
+pub(crate) fn join(mut parts: Vec<TokenBatch>, texts: usize) -> TokenBatch {
     let mut offsets = Vec::with_capacity(texts + 1);
     offsets.push(0);
     if parts.len() == 1 {

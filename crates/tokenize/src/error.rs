@@ -121,6 +121,30 @@ pub enum TokenizeError {
         valid_up_to: usize,
     },
 
+    /// The chat template is none, or it failed on a conversation.
+    #[error("the chat template failed: {reason}")]
+    Template {
+        /// Where and why.
+        reason: String,
+    },
+
+    /// The chat template itself refused the conversation.
+    #[error("the chat template refuses this conversation: {message}")]
+    TemplateRaised {
+        /// What it gave to `raise_exception`.
+        message: String,
+    },
+
+    /// Untrusted text holds a special token's text, and the pipeline cannot leave it alone while it finds others.
+    #[error(
+        "the untrusted text holds {content:?}, which is a special token; the pipeline of this tokenizer finds special \
+         tokens everywhere or nowhere: replace that text, or refuse it"
+    )]
+    UntrustedSpecial {
+        /// The special token's text.
+        content: String,
+    },
+
     /// The pipeline of the `tokenizers` crate gave up on this input.
     #[error("the tokenizer's pipeline failed: {reason}")]
     Pipeline {
@@ -158,6 +182,9 @@ impl TokenizeError {
             Self::UnassignedId { .. } => "id.unassigned",
             Self::Offsets { .. } => "argument.offsets",
             Self::InvalidUtf8 { .. } => "tokenizer.invalid_utf8",
+            Self::Template { .. } => "tokenizer.template",
+            Self::TemplateRaised { .. } => "tokenizer.template_raised",
+            Self::UntrustedSpecial { .. } => "tokenizer.untrusted_special",
             Self::Pipeline { .. } => "tokenizer.pipeline",
             Self::Interrupted => "interrupted",
         }

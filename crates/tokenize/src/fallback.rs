@@ -18,7 +18,8 @@ use tokenizers::{
 
 use crate::error::{Result, TokenizeError};
 use crate::limits::{Side, Strategy, Truncation};
-use crate::special::AddedToken;
+use crate::offsets::Located;
+use crate::special::{AddedToken, Matcher};
 use crate::vocabulary::{Entry, MAX_ID, Vocabulary};
 
 /// The sections of a `tokenizer.json`.
@@ -41,6 +42,8 @@ pub(crate) struct FallbackPipeline {
     plain: Variant,
     /// The same two with the file's truncation, where it asks for one.
     truncating: Option<[Variant; 2]>,
+    /// The file's added tokens, for finding out where they stand.
+    matcher: Matcher,
 }
 
 impl FallbackPipeline {
@@ -60,6 +63,8 @@ impl FallbackPipeline {
         let decoder: Option<DecoderWrapper> = section("decoder", parts.decoder)?;
         parsing.with_pre_tokenizer(pre_tokenizer).with_post_processor(post_processor).with_decoder(decoder);
         let added = parts.added_tokens;
+        let filled = added.iter().filter(|token| !token.content.is_empty());
+        let matcher = Matcher::new(filled.cloned().collect())?;
         parsing.add_tokens(added.iter().map(declared)).map_err(malformed)?;
         let vocabulary = vocabulary(&parsing)?;
         let plain = without_parsing(&parsing);
@@ -72,7 +77,7 @@ impl FallbackPipeline {
                 Some([truncating, plain])
             }
         };
-        Ok((Self { parsing, plain, truncating }, vocabulary))
+        Ok((Self { parsing, plain, truncating, matcher }, vocabulary))
     }
 
     fn variant(&self, parse_special: bool, truncate: bool) -> &Variant {
@@ -107,6 +112,24 @@ impl FallbackPipeline {
         let encoding = guarded(|| variant.encode_fast(text, add_special_tokens))?.map_err(failed)?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
+    }
+
+    /// The ids of a text and where they lie in it, in bytes; frame included, truncation and padding not.
+    pub(crate) fn offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> Result<Vec<Located>> {
+        let variant = self.variant(parse_special, false);
+        let encoding = guarded(|| variant.encode(text, add_special_tokens))?.map_err(failed)?;
+        let ids = encoding.get_ids().iter().copied();
+        Ok(ids.zip(encoding.get_offsets().iter().map(|&(start, end)| start..end)).collect())
+    }
+
+    /// The file's added tokens.
+    pub(crate) fn matcher(&self) -> &Matcher {
+        &self.matcher
     }
 
     /// The text of these ids.

@@ -13,8 +13,10 @@
 //! # Ok::<(), infer_accel_tokenize::TokenizeError>(())
 //! ```
 
+mod borders;
 pub mod bpe;
 mod cache;
+pub mod chat;
 mod count;
 mod decode;
 mod encode;
@@ -26,8 +28,13 @@ mod kernels;
 mod limits;
 mod load;
 mod native;
+mod offsets;
 pub mod pretokenize;
+mod prompt_cache;
+mod segments;
+mod session;
 mod special;
+mod stream;
 mod tokenizer;
 mod vocabulary;
 
@@ -35,5 +42,10 @@ pub use decode::InvalidUtf8;
 pub use encode::TokenBatch;
 pub use error::{Result, TokenizeError};
 pub use load::TiktokenOptions;
+pub use offsets::{Located, in_characters};
+pub use prompt_cache::{PromptCache, PromptCacheStats};
+pub use segments::Segment;
+pub use session::Session;
+pub use stream::StreamDecoder;
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use vocabulary::MAX_ID;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
+use crate::borders::Borders;
 use crate::bpe::BytePairEncoder;
 use crate::error::Result;
 use crate::frame::Frame;
@@ -47,10 +48,13 @@ pub(crate) struct NativePipeline {
     normalization: Normalization,
     prefix_space: bool,
     pub(crate) frame: Frame,
+    /// Where added tokens may lie.
+    borders: Borders,
 }
 
 impl NativePipeline {
     pub(crate) fn new(encoder: BytePairEncoder, added: Vec<AddedToken>, frame: Frame) -> Result<Self> {
+        let borders = Borders::new(added.iter());
         let (normalized, exact) = added.into_iter().partition(|token| token.normalized);
         Ok(Self {
             encoder,
@@ -59,6 +63,7 @@ impl NativePipeline {
             normalization: Normalization::None,
             prefix_space: false,
             frame,
+            borders,
         })
     }
 
@@ -70,6 +75,28 @@ impl NativePipeline {
     pub(crate) fn with_prefix_space(mut self, prefix_space: bool) -> Self {
         self.prefix_space = prefix_space;
         self
+    }
+
+    /// Added tokens that are looked for in the text as it came, and those that are looked for after normalization.
+    pub(crate) fn matchers(&self) -> [&Matcher; 2] {
+        [&self.exact, &self.normalized]
+    }
+
+    pub(crate) fn normalization(&self) -> Normalization {
+        self.normalization
+    }
+
+    pub(crate) fn encoder(&self) -> &BytePairEncoder {
+        &self.encoder
+    }
+
+    /// The text as the encoder gets it, and how many spaces were put before it.
+    pub(crate) fn with_prefix<'t>(&self, text: &'t str) -> (Cow<'t, str>, usize) {
+        if self.prefix_space && !text.starts_with(' ') {
+            (Cow::Owned(format!(" {text}")), 1)
+        } else {
+            (Cow::Borrowed(text), 0)
+        }
     }
 
     /// Whether the encoder gets the text as it came, whatever it holds.
@@ -103,10 +130,7 @@ impl NativePipeline {
                 self.normalized.split(&text, parse_special, |part| match part {
                     Part::Token(id) => step(Piece::Token(id)),
                     Part::Text("") => ControlFlow::Continue(()),
-                    Part::Text(text) if self.prefix_space && !text.starts_with(' ') => {
-                        step(Piece::Text(&format!(" {text}")))
-                    }
-                    Part::Text(text) => step(Piece::Text(text)),
+                    Part::Text(text) => step(Piece::Text(&self.with_prefix(text).0)),
                 })
             }
         });
@@ -149,17 +173,38 @@ impl NativePipeline {
         Ok(count)
     }
 
+    /// Whether the ids of the text are those of its part before `at`, then those of its part from `at` on, as seen
+    /// from the next characters on both sides. False where it is not known.
+    ///
+    /// The pattern allows the cut; no added token lies across it or looks across it; normalization composes nothing
+    /// across it and leaves its neighbours as they are (they are ASCII, and what follows is); and no space would be
+    /// put before the right part.
+    pub(crate) fn is_cut(&self, text: &str, at: usize, parse_special: bool) -> bool {
+        let bytes = text.as_bytes();
+        let (Some(&before), Some(&after)) = (at.checked_sub(1).and_then(|at| bytes.get(at)), bytes.get(at))
+        else {
+            return false;
+        };
+        let plain = || before.is_ascii() && after.is_ascii() && bytes.get(at + 1).is_none_or(u8::is_ascii);
+        let idle = self.exact.is_idle(parse_special) && self.normalized.is_idle(parse_special);
+        text.is_char_boundary(at)
+            && (!self.prefix_space || after == b' ')
+            && (self.normalization == Normalization::None || plain())
+            && (idle || self.borders.are_clear(before, after))
+            && self.encoder.pretokenizer().is_cut(text, at)
+    }
+
     /// Where in the text its first `limit` ids end, in bytes; `None` where ids do not end at places of the text as
     /// it came (it was normalized, or a space was put before it, or an added token took space along).
     pub(crate) fn end_of(&self, text: &str, limit: usize) -> Option<usize> {
         if !self.is_direct(false) {
             return None;
         }
-        let mut ends = Vec::new();
-        self.encoder.encode_with_ends(text, &mut ends).ok()?;
+        let mut spans = Vec::new();
+        self.encoder.encode_with_spans(text, &mut spans).ok()?;
         match limit.checked_sub(1) {
             None => Some(0),
-            Some(last) => Some(ends.get(last).map_or(text.len(), |&(_, end)| end as usize)),
+            Some(last) => Some(spans.get(last).map_or(text.len(), |span| span.end as usize)),
         }
     }
 }

@@ -46,6 +46,13 @@ pub(crate) enum Part<'t> {
     Token(u32),
 }
 
+/// An added token in a text, with the white space that it takes along.
+pub(crate) struct Found<'m> {
+    pub(crate) token: &'m AddedToken,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+}
+
 /// Finds added tokens in a text.
 pub(crate) struct Matcher {
     /// `None` where there is nothing to find.
@@ -68,6 +75,11 @@ impl Matcher {
         Ok(Self { automaton, tokens, all_special })
     }
 
+    /// The contents of the special ones.
+    pub(crate) fn special_contents(&self) -> impl Iterator<Item = &str> {
+        self.tokens.iter().filter(|token| token.special).map(|token| token.content.as_str())
+    }
+
     /// Whether a look at the text can find anything.
     pub(crate) fn is_idle(&self, parse_special: bool) -> bool {
         self.automaton.is_none() || (!parse_special && self.all_special)
@@ -81,8 +93,30 @@ impl Matcher {
         parse_special: bool,
         mut visit: impl FnMut(Part<'t>) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
+        let mut done = 0;
+        self.each(text, parse_special, |found| {
+            if done < found.start {
+                visit(Part::Text(text.get(done..found.start).unwrap_or("")))?;
+            }
+            visit(Part::Token(found.token.id))?;
+            done = found.end;
+            ControlFlow::Continue(())
+        })?;
+        match text.get(done..) {
+            Some(rest) if !rest.is_empty() => visit(Part::Text(rest)),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Calls `visit` with the tokens found in `text`, in order, until it breaks; as [`Self::split`] finds them.
+    pub(crate) fn each<'m>(
+        &'m self,
+        text: &str,
+        parse_special: bool,
+        mut visit: impl FnMut(Found<'m>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let Some(automaton) = self.automaton.as_ref().filter(|_| !self.is_idle(parse_special)) else {
-            return visit(Part::Text(text));
+            return ControlFlow::Continue(());
         };
         let mut done = 0;
         for found in automaton.find_iter(text) {
@@ -101,16 +135,10 @@ impl Matcher {
             if token.rstrip {
                 end += after.len() - after.trim_start().len();
             }
-            if done < start {
-                visit(Part::Text(text.get(done..start).unwrap_or("")))?;
-            }
-            visit(Part::Token(token.id))?;
+            visit(Found { token, start, end })?;
             done = end;
         }
-        match text.get(done..) {
-            Some(rest) if !rest.is_empty() => visit(Part::Text(rest)),
-            _ => ControlFlow::Continue(()),
-        }
+        ControlFlow::Continue(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The tokenizer: one pipeline, its vocabulary, the lengths that its file asks for.
 
+use crate::chat::{ChatSource, ChatTemplate};
 use crate::error::Result;
 use crate::fallback::FallbackPipeline;
 use crate::limits::Limits;
@@ -35,6 +36,7 @@ pub struct Tokenizer {
     pub(crate) vocabulary: Vocabulary,
     pub(crate) limits: Limits,
     eos: Option<u32>,
+    chat: Option<ChatSource>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -49,7 +51,7 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     pub(crate) fn new(pipeline: Pipeline, vocabulary: Vocabulary, limits: Limits, eos: Option<u32>) -> Self {
-        Self { pipeline, vocabulary, limits, eos }
+        Self { pipeline, vocabulary, limits, eos, chat: None }
     }
 
     /// Whether the pipeline is the native one; if not, the `tokenizers` crate does the work.
@@ -93,5 +95,20 @@ impl Tokenizer {
         self.vocabulary.bytes(id)?;
         self.eos = Some(id);
         Ok(self)
+    }
+
+    /// The chat template that came with the tokenizer, compiled.
+    ///
+    /// # Errors
+    /// [`crate::TokenizeError::Template`] where it is no template.
+    pub fn chat(&self) -> Result<Option<ChatTemplate>> {
+        self.chat.as_ref().map(ChatTemplate::of).transpose()
+    }
+
+    /// This tokenizer with a chat template.
+    #[must_use]
+    pub fn with_chat(mut self, source: ChatSource) -> Self {
+        self.chat = Some(source);
+        self
     }
 }

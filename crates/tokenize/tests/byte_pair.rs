@@ -93,18 +93,19 @@ fn encoder(trained: &Trained, by_rank: bool) -> BytePairEncoder {
 
 /// Encodes in every way and holds the ways against each other.
 fn encode(encoder: &BytePairEncoder, text: &str, tokens: &[(Vec<u8>, u32)]) -> Vec<u32> {
-    let (mut ids, mut ends) = (Vec::new(), Vec::new());
+    let (mut ids, mut spans) = (Vec::new(), Vec::new());
     encoder.encode_into(text, &mut ids).unwrap();
-    encoder.encode_with_ends(text, &mut ends).unwrap();
+    encoder.encode_with_spans(text, &mut spans).unwrap();
     assert_eq!(encoder.count(text, usize::MAX).unwrap(), ids.len());
     assert!(encoder.count(text, ids.len() / 2).unwrap() > ids.len() / 2 || ids.is_empty());
-    assert_eq!(ends.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids);
-    let mut start = 0;
-    for (id, end) in ends {
-        assert_eq!(&text.as_bytes()[start..end as usize], tokens[id as usize].0);
-        start = end as usize;
+    assert_eq!(spans.iter().map(|span| span.id).collect::<Vec<_>>(), ids);
+    let mut end = 0;
+    for span in spans {
+        assert_eq!(span.start as usize, end);
+        end = span.end as usize;
+        assert_eq!(&text.as_bytes()[span.start as usize..end], tokens[span.id as usize].0);
     }
-    assert_eq!(start, text.len());
+    assert_eq!(end, text.len());
     ids
 }
 
@@ -178,14 +179,15 @@ fn whole_tokens_come_first_only_where_asked() {
 }
 
 #[test]
-fn dropped_text_has_no_ids_and_shifts_ends() {
+fn dropped_text_has_no_ids_and_no_span() {
     let trained = train(0);
     let parts = BpeParts { tokens: trained.tokens.clone(), merges: Merges::ByRank, ignore_merges: false };
     let pretokenizer = Pretokenizer::from_pattern("[a-z]+").unwrap().with_unmatched(Unmatched::Drop);
     let encoder = BytePairEncoder::new(pretokenizer, parts).unwrap();
-    let mut ends = Vec::new();
-    encoder.encode_with_ends("A bc", &mut ends).unwrap();
-    assert_eq!(ends, [(98, 3), (99, 4)]);
+    let mut spans = Vec::new();
+    encoder.encode_with_spans("A bc", &mut spans).unwrap();
+    let spans: Vec<_> = spans.iter().map(|span| (span.id, span.start, span.end)).collect();
+    assert_eq!(spans, [(98, 2, 3), (99, 3, 4)]);
     assert_eq!(encoder.count("A bc", 0).unwrap(), 2);
 }
 

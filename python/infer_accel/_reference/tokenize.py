@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import itertools
 import json
 import re
 import unicodedata
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infer_accel._reference.chat import ChatTemplate
+from infer_accel._reference.growing import PromptCache, Session, StreamDecoder
 from infer_accel._reference.patterns import compile_pattern
 from infer_accel.errors import ArgumentError, DTypeError, IdError, ShapeError, TokenizerError
 
@@ -30,7 +33,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Tokenizer", "bytes_of", "merge", "printable"]
+__all__ = [
+    "ChatTemplate",
+    "PromptCache",
+    "Session",
+    "StreamDecoder",
+    "Tokenizer",
+    "bytes_of",
+    "merge",
+    "printable",
+]
 
 
 @functools.cache
@@ -121,8 +133,10 @@ class Model:
     special: frozenset[int] = field(default_factory=frozenset)
 
 
-def _split_added(text: str, added: Sequence[AddedToken], parse_special: bool) -> Iterator[str | int]:
-    """Cut added tokens out of a text: the leftmost first, at one place the longest."""
+def _find_added(
+    text: str, added: Sequence[AddedToken], parse_special: bool
+) -> Iterator[tuple[int, int, AddedToken]]:
+    """Find added tokens in a text: the leftmost first, at one place the longest."""
     by_content = {token.content: token for token in added}
     longest_first = sorted(by_content, key=len, reverse=True)
     done = 0
@@ -137,12 +151,22 @@ def _split_added(text: str, added: Sequence[AddedToken], parse_special: bool) ->
             begin = max(len(_strip_right(text[:begin])), done)
         if token.rstrip:
             end = len(text) - len(_strip_left(text[end:]))
+        yield begin, end, token
+        done = end
+
+
+def _split_added(
+    text: str, added: Sequence[AddedToken], parse_special: bool
+) -> Iterator[tuple[int, int, str | int]]:
+    """Cut added tokens out of a text: begin, end, and the text there or the id."""
+    done = 0
+    for begin, end, token in _find_added(text, added, parse_special):
         if done < begin:
-            yield text[done:begin]
-        yield token.id
+            yield done, begin, text[done:begin]
+        yield begin, end, token.id
         done = end
     if done < len(text):
-        yield text[done:]
+        yield done, len(text), text[done:]
 
 
 def _is_word(character: str) -> bool:
@@ -178,18 +202,16 @@ def _pieces(model: Model, text: str) -> Iterator[str]:
         yield text[done:]
 
 
-def _encode_plain(model: Model, text: str) -> list[int]:
-    """Return the ids of text without added tokens."""
+def _encode_plain(model: Model, text: str) -> Iterator[tuple[int, int]]:
+    """Yield the ids of text without added tokens, each with the number of bytes of its token."""
     if model.prefix_space and not text.startswith(" "):
         text = " " + text
-    ids: list[int] = []
     for piece in _pieces(model, text):
         content = piece.encode()
         if model.whole_pieces_first and content in model.tokens:
-            ids.append(model.tokens[content])
+            yield model.tokens[content], len(content)
         else:
-            ids.extend(model.tokens[part] for part in merge(content, model.rank))
-    return ids
+            yield from ((model.tokens[part], len(part)) for part in merge(content, model.rank))
 
 
 def _encode(model: Model, text: str, *, parse_special: bool) -> list[int]:
@@ -197,13 +219,74 @@ def _encode(model: Model, text: str, *, parse_special: bool) -> list[int]:
     exact = [token for token in model.added if not token.normalized]
     normalized = [token for token in model.added if token.normalized]
     ids: list[int] = []
-    for part in _split_added(text, exact, parse_special):
+    for _, _, part in _split_added(text, exact, parse_special):
         if isinstance(part, int):
             ids.append(part)
             continue
-        for inner in _split_added(model.normalize(part), normalized, parse_special):
-            ids.extend([inner] if isinstance(inner, int) else _encode_plain(model, inner))
+        for _, _, inner in _split_added(model.normalize(part), normalized, parse_special):
+            plain = (
+                [inner] if isinstance(inner, int) else [number for number, _ in _encode_plain(model, inner)]
+            )
+            ids.extend(plain)
     return ids
+
+
+def _barriers(model: Model, text: str) -> Iterator[tuple[int, int, int]]:
+    """Find the special tokens of trusted text: begin, end, id."""
+    groups = [[token for token in model.added if token.normalized is late] for late in (False, True)]
+
+    def search(begin: int, end: int, groups: list[list[AddedToken]]) -> Iterator[tuple[int, int, int]]:
+        if not groups or begin >= end:
+            return
+        done = begin
+        for start, stop, token in _find_added(text[begin:end], groups[0], parse_special=True):
+            yield from search(done, begin + start, groups[1:])
+            done = begin + stop
+            if token.special:
+                yield begin + start, done, token.id
+        yield from search(done, end, groups[1:])
+
+    yield from search(0, len(text), groups)
+
+
+def _encode_segments(model: Model, segments: Sequence[tuple[str, bool]]) -> list[int]:
+    """Return the ids of a text that is trusted in parts."""
+    text = "".join(part for part, _ in segments)
+    filled = [(part, trusted) for part, trusted in segments if part]
+    if len({trusted for _, trusted in filled}) <= 1:
+        return _encode(model, text, parse_special=any(trusted for _, trusted in filled))
+    ids: list[int] = []
+    begin = done = 0
+    for trusted, run in itertools.groupby(filled, key=lambda segment: segment[1]):
+        content = "".join(part for part, _ in run)
+        for start, end, number in _barriers(model, content) if trusted else ():
+            ids += [*_encode(model, text[done : begin + start], parse_special=False), number]
+            done = begin + end
+        begin += len(content)
+    return [*ids, *_encode(model, text[done:], parse_special=False)]
+
+
+def _locate(model: Model, text: str, *, parse_special: bool) -> Iterator[tuple[int, int, int]]:
+    """Yield the ids of a text with the bytes that they stand for: id, begin, end."""
+    if model.normalize(text) != text:
+        raise _beyond("offsets of text that normalization changes")
+    exact = [token for token in model.added if not token.normalized]
+    normalized = [token for token in model.added if token.normalized]
+    for first, end, part in _split_added(text, exact, parse_special):
+        inner = [(0, end - first, part)]
+        if isinstance(part, str):
+            inner = list(_split_added(part, normalized, parse_special))
+        for begin, stop, plain in inner:
+            place = len(text[: first + begin].encode())
+            if isinstance(plain, int):
+                yield plain, place, len(text[: first + stop].encode())
+                continue
+            shift = 1 if model.prefix_space and not plain.startswith(" ") else 0
+            at = 0
+            for number, length in _encode_plain(model, plain):
+                last = max(at + length - shift, 0) or len(plain[0].encode())
+                yield number, place + max(at - shift, 0), place + last
+                at += length
 
 
 def _pad(ids: list[int], padding: Mapping[str, Any], longest: int) -> list[int]:
@@ -275,14 +358,21 @@ class Tokenizer:
     def _ids(
         self, text: object, add_special_tokens: bool, parse_special: bool, truncation: bool
     ) -> list[int]:
+        ids = _encode(self._model, _checked(text), parse_special=parse_special)
+        return self._framed(ids, add_special_tokens, truncation=truncation)
+
+    def _framed(self, ids: list[int], add_special_tokens: bool, *, truncation: bool) -> list[int]:
         model = self._model
-        ids = _encode(model, _checked(text), parse_special=parse_special)
         before, after = (model.before, model.after) if add_special_tokens else ((), ())
         if truncation and model.truncation is not None:
             room = model.truncation["max_length"] - len(before) - len(after)
             if len(ids) > room:
                 ids = ids[len(ids) - room :] if model.truncation.get("direction") == "Left" else ids[:room]
         return [*before, *ids, *after]
+
+    def ids_of(self, text: object, add_special_tokens: bool, parse_special: bool) -> list[int]:
+        """Return the ids of a text, truncation and padding left out."""
+        return self._ids(text, add_special_tokens, parse_special, truncation=False)
 
     def encode_list(self, text: object, add_special_tokens: bool, parse_special: bool) -> list[int]:
         """Return the ids of a text."""
@@ -330,6 +420,55 @@ class Tokenizer:
         ]
         return np.array(counts, dtype=np.int64)
 
+    def encode_segments(
+        self, texts: Iterable[object], trusted: Sequence[bool], add_special_tokens: bool
+    ) -> NDArray[np.int32]:
+        """Return the ids of segments as of one text."""
+        model = self._model
+        segments = [(_checked(text), trust) for text, trust in zip(texts, trusted, strict=True)]
+        ids = self._framed(_encode_segments(model, segments), add_special_tokens, truncation=True)
+        return np.array(_pad(ids, model.padding, len(ids)) if model.padding else ids, dtype=np.int32)
+
+    def offsets(
+        self, text: object, in_characters: bool, add_special_tokens: bool, parse_special: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the ids of a text and where each lies in it."""
+        content = _checked(text)
+        located = list(_locate(self._model, content, parse_special=parse_special))
+        if in_characters:
+            owner = [place for place, character in enumerate(content) for _ in character.encode()]
+            owner.append(len(content))
+            located = [
+                (number, owner[begin], owner[end - 1] + 1 if end > begin else owner[begin])
+                for number, begin, end in located
+            ]
+        before, after = self._model.before, self._model.after
+        if add_special_tokens:
+            located = [
+                *((number, 0, 0) for number in before),
+                *located,
+                *((number, 0, 0) for number in after),
+            ]
+        table = np.array(located, dtype=np.int64).reshape(-1, 3)
+        return table[:, 0].astype(np.int32), table[:, 1:]
+
+    def special_in(self, text: str) -> str | None:
+        """Return a special token's content that the text has, if any."""
+        contents = (token.content for token in self._model.added if token.special)
+        return next((content for content in contents if content in text), None)
+
+    def chat(self) -> ChatTemplate | None:
+        """Return the chat template of a model's directory: none is read here."""
+        return None
+
+    def stream(self, skip_special_tokens: bool, errors: str, prompt: object | None) -> StreamDecoder:
+        """Return a stream of ids to text."""
+        return StreamDecoder(self, skip_special_tokens, errors, prompt)
+
+    def session(self, add_special_tokens: bool, parse_special: bool) -> Session:
+        """Return a text that grows."""
+        return Session(self, add_special_tokens, parse_special)
+
     def fits(self, text: object, max_tokens: int, add_special_tokens: bool, parse_special: bool) -> bool:
         """Return whether a text has at most `max_tokens` ids."""
         _check_limit(max_tokens)
@@ -363,10 +502,15 @@ class Tokenizer:
 
     def decode(self, ids: object, skip_special_tokens: bool, errors: str) -> str:
         """Return the text of ids."""
+        return self.as_text(self.decode_bytes(ids, skip_special_tokens), errors)
+
+    @staticmethod
+    def as_text(content: bytes, errors: str) -> str:
+        """Return the text of bytes."""
         if errors not in {"replace", "ignore", "strict"}:
             raise ArgumentError(f"errors={errors!r} came", code="argument.errors")
         try:
-            return self.decode_bytes(ids, skip_special_tokens).decode(errors=errors)
+            return content.decode(errors=errors)
         except UnicodeDecodeError as error:
             raise TokenizerError(str(error), code="tokenizer.invalid_utf8") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from infer_accel._typing import Tensor
     from infer_accel.tokenize import Tokenizer
+    from infer_accel.tokenize._chat import Conversation
 
 #: How blocks are serialised and hashed, by vLLM's names.
 Algorithm: TypeAlias = Literal["sha256_cbor", "sha256", "xxhash_cbor", "xxhash"]
@@ -133,7 +134,9 @@ def hash_prompt(
     tokenizer
         Encodes the text; not used where ids come.
     text_or_messages
-        A text, the ids of one, or chat messages (which need a tokenizer with a chat template).
+        A text, the ids of one, or chat messages, which need a tokenizer with a chat template
+        (:attr:`infer_accel.tokenize.Tokenizer.chat`) and get the beginning of the answer at their end. For tools
+        and other variables of a template pass the ids of its ``encode``.
     block_size, algorithm
         As for :func:`hash_blocks`.
     salt
@@ -163,7 +166,7 @@ def hash_prompt(
     """
     keys = prompt_keys(salt, adapter)
     if _are_messages(text_or_messages):
-        text_or_messages = _rendered(tokenizer, text_or_messages)
+        text_or_messages = _encoded(tokenizer, text_or_messages)
     if isinstance(text_or_messages, str):
         if not _needs_pickle(algorithm, keys) and _backend.name() == "native":
             core = tokenizer._core  # noqa: SLF001 - the native class, which is this package's own
@@ -204,17 +207,16 @@ def _are_messages(prompt: object) -> bool:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)
 
 
-def _rendered(tokenizer: Tokenizer, messages: object) -> str:
-    """Return messages as the model's chat template writes them."""
-    chat = getattr(tokenizer, "chat", None)
+def _encoded(tokenizer: Tokenizer, messages: object) -> npt.NDArray[np.int32]:
+    """Return the ids of messages, with the beginning of the answer, as the model's chat template writes them."""
+    chat = tokenizer.chat
     if chat is None:
         message = (
             "chat messages came, and this tokenizer has no chat template; pass the rendered text, "
             "or load the tokenizer from a model directory that has one"
         )
         raise TokenizerError(message, code="tokenizer.no_template")
-    text: str = chat.render(messages)
-    return text
+    return chat.encode(cast("Conversation", messages), add_generation_prompt=True)
 
 
 def none_hash(algorithm: Algorithm = "sha256_cbor") -> bytes:

@@ -16,7 +16,7 @@ use crate::errors::NativeError;
 use crate::run::run;
 use crate::tensor::{TokenIds, TokenView};
 use crate::text::utf8;
-use crate::tokenize::tokenize::Tokenizer;
+use crate::tokenize::tokenizer::Tokenizer;
 
 /// Hashing a token takes as long as moving about this many bytes.
 const BYTES_PER_TOKEN: usize = 90;

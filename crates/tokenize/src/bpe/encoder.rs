@@ -9,6 +9,15 @@ use crate::cache::{Encoded, Pool};
 use crate::error::TokenizeError;
 use crate::pretokenize::Pretokenizer;
 
+/// An id and the bytes of the text, from `start` to before `end`, that its token stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // said above
+pub struct TokenSpan {
+    pub id: u32,
+    pub start: u32,
+    pub end: u32,
+}
+
 /// A pretokenizer and a byte-pair model, with a bounded cache. One instance serves any number of threads.
 pub struct BytePairEncoder {
     pretokenizer: Pretokenizer,
@@ -71,12 +80,11 @@ impl BytePairEncoder {
         Ok(count)
     }
 
-    /// Appends each id and the byte at which its token ends, counted from the start of `text`. A token begins
-    /// where the one before ends, except after text that the pattern drops.
+    /// Appends each id and the bytes of `text` that its token stands for.
     ///
     /// # Errors
     /// As [`Pretokenizer::for_each`], and [`TokenizeError::TextTooLong`] from 4 GiB on; `out` is then as it was.
-    pub fn encode_with_ends(&self, text: &str, out: &mut Vec<(u32, u32)>) -> Result<(), TokenizeError> {
+    pub fn encode_with_spans(&self, text: &str, out: &mut Vec<TokenSpan>) -> Result<(), TokenizeError> {
         let limit = u32::MAX as usize;
         if text.len() > limit {
             return Err(TokenizeError::TextTooLong { length: text.len(), limit });
@@ -90,8 +98,9 @@ impl BytePairEncoder {
                     let key = key_at(text, pair[0], pair[1]);
                     let mut end = part + pair[0];
                     let mut push = |id| {
+                        let start = end;
                         end += self.bpe.token_length(id);
-                        out.push((id, end as u32));
+                        out.push(TokenSpan { id, start: start as u32, end: end as u32 });
                     };
                     if let Some((ids, count)) = worker.find(key).and_then(Encoded::ids) {
                         ids.iter().take(count).for_each(|&id| push(id));

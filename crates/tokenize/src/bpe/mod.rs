@@ -8,7 +8,7 @@ mod pair_table;
 mod pairs;
 mod vocabulary;
 
-pub use encoder::BytePairEncoder;
+pub use encoder::{BytePairEncoder, TokenSpan};
 
 use crate::error::TokenizeError;
 use key::Key;

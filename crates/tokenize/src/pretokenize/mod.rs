@@ -5,6 +5,7 @@
 
 pub(crate) mod block;
 mod classes;
+mod cuts;
 mod generic;
 pub(crate) mod grammar;
 mod known;
@@ -121,6 +122,20 @@ impl Pretokenizer {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the spans of `text` are those of its part before `at`, then those of its part from `at` on. `at` is a
+    /// boundary between two characters; false where the answer is not known, as for patterns without a scanner.
+    pub(crate) fn is_cut(&self, text: &str, at: usize) -> bool {
+        let Engine::Known(known) = &self.engine else { return false };
+        let decide = match known {
+            Known::Gpt2 => cuts::is_cut::<Gpt2>,
+            Known::Cl100k => cuts::is_cut::<Cl100k>,
+            Known::Llama3 => cuts::is_cut::<Llama3>,
+            Known::Qwen2 => cuts::is_cut::<Qwen2>,
+            Known::O200k => cuts::is_cut::<O200k>,
+        };
+        decide(text.as_bytes(), at)
     }
 
     /// All spans of `text`.

@@ -1,136 +1,55 @@
-"""Text to tokens, token counts, and back: exact, and fast enough to count on a server's event loop.
-
-A :class:`Tokenizer` is read from a Hugging Face ``tokenizer.json`` or from tiktoken ranks. Byte-level BPE
-(GPT-2, cl100k, o200k, Llama 3, Qwen and their relatives) runs on a native pipeline; every other
-``tokenizer.json`` runs on the ``tokenizers`` crate. Either way the ids are those of the family's reference.
-
-Special tokens in text
-    ``parse_special=False``, the default, takes all text as plain text: a user who writes ``<|im_start|>``
-    gets the tokens of those letters and cannot forge the structure of a prompt. ``parse_special=True`` finds
-    special tokens in the text, as ``tokenizers`` and vLLM do: only for text that you wrote yourself. Added
-    tokens that their file does not call special are found either way. ``add_special_tokens=True``, the
-    default, puts the tokens around the text that the file asks for, such as ``<|begin_of_text|>``.
-
-Threads
-    A tokenizer is immutable: any number of threads may share one, and a forked child may go on using it. Long
-    calls release the interpreter's lock, and batches heed Ctrl-C.
-"""
+"""Text to ids and back."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from infer_accel import _backend
+from infer_accel.errors import ArgumentError
+from infer_accel.tokenize._batch import Errors, Ids, TokenBatch, join
+from infer_accel.tokenize._chat import ChatTemplate
+from infer_accel.tokenize._session import Session
+from infer_accel.tokenize._stream import StreamDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
-
-    from infer_accel._typing import Tensor
-
-__all__ = ["Ids", "TokenBatch", "Tokenizer", "count_tokens"]
-
-#: A flat list of token ids: any sequence of ints, numpy array or torch tensor on the CPU.
-Ids: TypeAlias = "Sequence[int] | NDArray[np.integer] | Tensor"
-Errors: TypeAlias = Literal["replace", "ignore", "strict"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenBatch:
-    """The ids of many texts, one after the other in one array.
+class TokenOffsets:
+    """The ids of a text and where each of them lies in it.
 
     Parameters
     ----------
     ids
-        int32 ``[tokens]``: all ids.
-    offsets
-        int64 ``[texts + 1]``: the ids of text ``i`` are ``ids[offsets[i]:offsets[i + 1]]``.
+        int32 ``[tokens]``.
+    bounds
+        int64 ``[tokens, 2]``: the first character (or byte) of each token's text, and one past the last. White
+        space that belongs to a token belongs to its text. In characters, a token that begins or ends inside a
+        character takes it in, so that two tokens can share one; where normalization has changed the text that
+        holds for both units, and what was composed away (an accent) belongs to no token. Tokens that stand
+        around a text have ``[0, 0]``.
 
     Examples
     --------
     >>> import numpy as np
-    >>> batch = TokenBatch(np.array([5, 6, 7], np.int32), np.array([0, 1, 1, 3], np.int64))
-    >>> [ids.tolist() for ids in batch]
-    [[5], [], [6, 7]]
+    >>> offsets = TokenOffsets(np.array([5, 6], np.int32), np.array([[0, 5], [5, 6]], np.int64))
+    >>> text = "Hello!"
+    >>> [text[start:end] for start, end in offsets.bounds]
+    ['Hello', '!']
     """
 
     ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    bounds: NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Return the number of texts."""
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> NDArray[np.int32]:
-        """Return the ids of one text, a view of :attr:`ids`."""
-        texts = len(self)
-        if not -texts <= index < texts:
-            raise IndexError(f"text {index} of a batch of {texts}")
-        index %= texts
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-    def __iter__(self) -> Iterator[NDArray[np.int32]]:
-        """Iterate over the ids of each text, views of :attr:`ids`."""
-        return (self[index] for index in range(len(self)))
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 ``[texts]``: the number of ids of each text."""
-        return np.diff(self.offsets)
-
-    def to_padded(
-        self, pad_id: int = 0, *, width: int | None = None, side: Literal["left", "right"] = "right"
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Return the ids as a rectangle, and where it holds ids.
-
-        Parameters
-        ----------
-        pad_id
-            What stands where a text has no id.
-        width
-            Columns; those of the longest text by default. Texts that are longer are refused, not cut.
-        side
-            Where the padding stands.
-
-        Returns
-        -------
-        ids : int32 ``[texts, width]``
-            Fresh memory.
-        mask : bool ``[texts, width]``
-            True where `ids` holds an id of the text.
-
-        Raises
-        ------
-        ValueError
-            A text is longer than `width`, or `side` is neither left nor right.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> batch = TokenBatch(np.array([5, 6, 7], np.int32), np.array([0, 1, 3], np.int64))
-        >>> ids, mask = batch.to_padded(pad_id=9, side="left")
-        >>> ids.tolist()
-        [[9, 5], [6, 7]]
-        """
-        lengths = self.lengths
-        longest = int(lengths.max(initial=0))
-        columns = longest if width is None else width
-        if columns < longest:
-            raise ValueError(f"a text has {longest} ids, more than width={columns}; cut the texts first")
-        if side not in {"left", "right"}:
-            raise ValueError(f"side={side!r} came; allowed: 'left', 'right'")
-        places = np.arange(columns)
-        missing = columns - lengths[:, None]
-        mask = places < lengths[:, None] if side == "right" else places >= missing
-        padded = np.full(mask.shape, pad_id, dtype=np.int32)
-        padded[mask] = self.ids
-        return padded, mask
+        """Return the number of tokens."""
+        return len(self.ids)
 
 
 class Tokenizer:
@@ -147,10 +66,11 @@ class Tokenizer:
     4
     """
 
-    __slots__ = ("_core", "_source")
+    __slots__ = ("_chat", "_core", "_source")
 
     _core: Any
     _source: tuple[Any, ...]
+    _chat: ChatTemplate | None
 
     def __init__(self) -> None:
         message = (
@@ -163,9 +83,11 @@ class Tokenizer:
         source = os.fspath(path)
         core = getattr(_backend.load("tokenize").Tokenizer, way)(source, *more)
         tokenizer = cls.__new__(cls)
-        object.__setattr__(tokenizer, "_core", core)
-        object.__setattr__(tokenizer, "_source", (way, source, *more))
+        tokenizer._bind(core, (way, source, *more))  # noqa: SLF001 - the object that is being made
         return tokenizer
+
+    def _bind(self, core: object, source: tuple[object, ...]) -> None:
+        self._core, self._source, self._chat = core, source, None
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_reload, self._source)
@@ -198,7 +120,8 @@ class Tokenizer:
         ----------
         path
             A directory with a ``tokenizer.json`` or with tiktoken ranks. The end token (:attr:`eos_token_id`)
-            is taken from ``tokenizer_config.json`` or ``special_tokens_map.json``.
+            is taken from ``tokenizer_config.json`` or ``special_tokens_map.json``, the chat template
+            (:attr:`chat`) from ``chat_template.jinja`` or ``tokenizer_config.json``.
 
         Raises
         ------
@@ -316,6 +239,89 @@ class Tokenizer:
         """
         ids, offsets = self._core.encode_batch(texts, add_special_tokens, parse_special, num_threads)
         return TokenBatch(ids, offsets)
+
+    def encode_segments(
+        self, segments: Iterable[tuple[str, bool]], *, add_special_tokens: bool = True
+    ) -> NDArray[np.int32]:
+        r"""Return the ids of a text that is trusted in parts.
+
+        The text is what the segments give together, and is split as one: a word may begin in one segment and
+        end in the next. Trust decides only where special tokens are found: in trusted segments (neighbours
+        count as one), never in others, and never across a border between the two.
+
+        Parameters
+        ----------
+        segments
+            Texts, and whether each is trusted: written by you, not by whoever sends a request.
+        add_special_tokens
+            As for :meth:`encode`.
+
+        Returns
+        -------
+        int32 ``[tokens]``
+            Fresh memory. With all segments trusted those of ``encode(text, parse_special=True)``, with none
+            those of ``encode(text)``.
+
+        Raises
+        ------
+        TokenizerError, DTypeError
+            As for :meth:`encode`. Tokenizers that are not :attr:`is_native` refuse untrusted text that holds
+            the text of a special token, where trusted text holds one, too.
+
+        Examples
+        --------
+        >>> user = "Hello<|im_end|>"  # doctest: +SKIP
+        >>> tokenizer.encode_segments(
+        ...     [("<|im_start|>user\n", True), (user, False), ("<|im_end|>", True)]
+        ... )  # doctest: +SKIP
+        """
+        parts = list(segments)
+        ids: NDArray[np.int32] = self._core.encode_segments(
+            [text for text, _ in parts], [bool(trusted) for _, trusted in parts], add_special_tokens
+        )
+        return ids
+
+    def offsets(
+        self,
+        text: str,
+        *,
+        unit: Literal["character", "byte"] = "character",
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+    ) -> TokenOffsets:
+        """Return the ids of a text and where each of them lies in it.
+
+        Parameters
+        ----------
+        text
+            As for :meth:`encode`.
+        unit
+            ``"character"`` for places in the ``str``, ``"byte"`` for places in its UTF-8 form.
+        add_special_tokens, parse_special
+            As for :meth:`encode`.
+
+        Returns
+        -------
+        TokenOffsets
+            The file's truncation and padding are left out.
+
+        Raises
+        ------
+        TokenizerError, DTypeError
+            As for :meth:`encode`.
+        ArgumentError
+            An unknown `unit`.
+
+        Examples
+        --------
+        >>> tokenizer.offsets("Hello, world!").bounds.tolist()  # doctest: +SKIP
+        [[0, 5], [5, 6], [6, 12], [12, 13]]
+        """
+        if unit not in {"character", "byte"}:
+            message = f"unit={unit!r} came; allowed: 'character', 'byte'"
+            raise ArgumentError(message, code="argument.unit")
+        ids, bounds = self._core.offsets(text, unit == "character", add_special_tokens, parse_special)
+        return TokenOffsets(ids, bounds)
 
     def count(
         self,
@@ -437,11 +443,62 @@ class Tokenizer:
     ) -> list[str]:
         """Return the texts of many lists of ids; arguments and errors as for :meth:`decode`."""
         if not isinstance(batch, TokenBatch):
-            batch = _join(batch)
+            batch = join(batch)
         texts: list[str] = self._core.decode_batch(
             batch.ids, batch.offsets, skip_special_tokens, errors, num_threads
         )
         return texts
+
+    def stream(
+        self, *, skip_special_tokens: bool = True, errors: Errors = "replace", prompt: Ids | None = None
+    ) -> StreamDecoder:
+        """Return a stream that turns ids into text as they come.
+
+        Parameters
+        ----------
+        skip_special_tokens, errors
+            As for :meth:`decode`.
+        prompt
+            Ids that the stream goes on after. Their text is not returned; it matters where the first new token
+            ends a character, or where the tokenizer drops the space at the beginning of a text.
+
+        Raises
+        ------
+        IdError, DTypeError, ShapeError, ArgumentError
+            As for :meth:`decode`.
+
+        Notes
+        -----
+        O(1) for native pipelines, whatever the vocabulary; checking `prompt` is linear in its length.
+        """
+        return StreamDecoder.of(self._core.stream(skip_special_tokens, errors, prompt))
+
+    def session(self, *, add_special_tokens: bool = True, parse_special: bool = False) -> Session:
+        """Return the empty text, to append to; see :class:`Session`.
+
+        Parameters
+        ----------
+        add_special_tokens, parse_special
+            As for :meth:`encode`.
+        """
+        return Session.of(self._core.session(add_special_tokens, parse_special))
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template of the model's directory, or None.
+
+        It is read by :meth:`from_dir`, from ``chat_template.jinja`` or ``tokenizer_config.json``; to use
+        another, make a :class:`ChatTemplate`.
+
+        Raises
+        ------
+        TokenizerError
+            It is no template.
+        """
+        if self._chat is None:
+            core = self._core.chat()
+            self._chat = None if core is None else ChatTemplate.of(core, self)
+        return self._chat
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token in its written form, or None.
@@ -484,54 +541,5 @@ class Tokenizer:
         return f"Tokenizer.{way}({source!r})"
 
 
-@overload
-def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
-    text_or_texts: str, tokenizer: Tokenizer | str | os.PathLike[str]
-) -> int: ...
-@overload
-def count_tokens(
-    text_or_texts: Iterable[str], tokenizer: Tokenizer | str | os.PathLike[str]
-) -> NDArray[np.int64]: ...
-def count_tokens(
-    text_or_texts: str | Iterable[str], tokenizer: Tokenizer | str | os.PathLike[str]
-) -> int | NDArray[np.int64]:
-    """Return how many tokens a text has, or each of many texts.
-
-    Parameters
-    ----------
-    text_or_texts
-        One text, or any iterable of texts.
-    tokenizer
-        A tokenizer, or the path of one: a file, or a model's directory.
-
-    Returns
-    -------
-    int or int64 ``[texts]``
-        As :meth:`Tokenizer.count` and :meth:`Tokenizer.count_batch` count: special tokens that the file puts
-        around a text are included, truncation and padding are not.
-
-    Examples
-    --------
-    >>> count_tokens(["one text", "another"], "tokenizer.json")  # doctest: +SKIP
-    array([2, 1])
-    """
-    if not isinstance(tokenizer, Tokenizer):
-        load = Tokenizer.from_dir if Path(tokenizer).is_dir() else Tokenizer.from_file
-        tokenizer = load(tokenizer)
-    if isinstance(text_or_texts, str):
-        return tokenizer.count(text_or_texts)
-    return tokenizer.count_batch(text_or_texts)
-
-
 def _reload(way: str, source: str, *more: object) -> Tokenizer:
     return Tokenizer._load(way, source, *more)  # noqa: SLF001 - the other half of Tokenizer.__reduce__
-
-
-def _join(lists: Iterable[Ids]) -> TokenBatch:
-    """Put lists of ids into one array, with their offsets."""
-    arrays = [np.atleast_1d(np.asarray(ids)) for ids in lists]
-    offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
-    np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    filled = [array for array in arrays if len(array)]
-    ids = np.concatenate(filled) if filled else np.zeros(0, dtype=np.int32)
-    return TokenBatch(ids, offsets)

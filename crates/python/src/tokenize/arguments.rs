@@ -1,0 +1,75 @@
+//! What the calls of this part have in common: their arguments, checked, and their results.
+
+use infer_accel_tensor::{ErrorKind, threads};
+use infer_accel_tokenize::InvalidUtf8;
+use pyo3::prelude::*;
+
+use crate::errors::NativeError;
+use crate::tensor::IntTable;
+
+/// Encoding a byte of text takes about as long as moving this many bytes of memory.
+const WORK_PER_BYTE: usize = 48;
+
+pub(super) fn work(text_bytes: usize) -> usize {
+    text_bytes.saturating_mul(WORK_PER_BYTE)
+}
+
+pub(super) fn threads_of(num_threads: Option<usize>) -> PyResult<usize> {
+    Ok(threads::resolve(num_threads).map_err(NativeError::from)?)
+}
+
+pub(super) fn limit(max_tokens: i64) -> Result<usize, NativeError> {
+    usize::try_from(max_tokens).map_err(|_| {
+        NativeError::new(
+            ErrorKind::Argument,
+            "argument.max_tokens",
+            format!("max_tokens={max_tokens} came; pass 0 or more"),
+        )
+    })
+}
+
+/// What `bytes.decode` calls `errors`.
+pub(super) fn invalid_utf8(errors: &str) -> Result<InvalidUtf8, NativeError> {
+    match errors {
+        "replace" => Ok(InvalidUtf8::Replace),
+        "ignore" => Ok(InvalidUtf8::Ignore),
+        "strict" => Ok(InvalidUtf8::Strict),
+        _ => Err(NativeError::new(
+            ErrorKind::Argument,
+            "argument.errors",
+            format!("errors={errors:?} came; allowed: 'replace', 'ignore', 'strict'"),
+        )),
+    }
+}
+
+/// A flat list of ids that fit the vocabulary's type; what the vocabulary lacks is found in the core.
+pub(super) fn flat_ids(
+    table: IntTable,
+    tokenizer: &infer_accel_tokenize::Tokenizer,
+) -> Result<Vec<u32>, NativeError> {
+    if table.shape().len() != 1 {
+        return Err(NativeError::new(
+            ErrorKind::Shape,
+            "shape.ids",
+            format!("ids of shape {:?} came; pass one axis of ids, or use decode_batch", table.shape()),
+        ));
+    }
+    let narrow = |id: i64| u32::try_from(id).map_err(|_| NativeError::from(tokenizer.no_such_id(id)));
+    table.into_values().into_iter().map(narrow).collect()
+}
+
+/// Ids as numpy's int32.
+pub(super) fn int32(ids: Vec<u32>) -> Vec<i32> {
+    // In place: the standard library reuses the allocation, and ids are below 2^24.
+    ids.into_iter().map(u32::cast_signed).collect()
+}
+
+/// Sizes as numpy's int64.
+pub(super) fn int64(values: Vec<usize>) -> Vec<i64> {
+    values.into_iter().map(|value| value as i64).collect()
+}
+
+/// The bytes of many texts, and something for each of them.
+pub(super) fn total(texts: &[&str]) -> usize {
+    texts.iter().map(|text| text.len() + 32).sum()
+}

@@ -1,0 +1,336 @@
+//! `Tokenizer`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use infer_accel_tokenize::{self as core, EncodeOptions, TiktokenOptions, TokenBatch};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyInt, PyList};
+
+use super::arguments::{flat_ids, int32, int64, invalid_utf8, limit, threads_of, total, work};
+use super::chat::ChatTemplate;
+use super::session::Session;
+use super::stream::StreamDecoder;
+use crate::errors::NativeError;
+use crate::run::{interrupted, run};
+use crate::tensor::IntTable;
+use crate::text::{Texts, utf8};
+
+/// Ids, and where each of them lies in the text.
+type Located<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>);
+
+/// All ids, and where each text's begin.
+pub(super) type Batch<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>);
+
+/// A tokenizer, immutable and shared between threads.
+#[pyclass(frozen, module = "infer_accel._native.tokenize")]
+pub(crate) struct Tokenizer {
+    pub(crate) core: Arc<core::Tokenizer>,
+    /// A ready-made int for each id, made when a list is first asked for.
+    numbers: PyOnceLock<Vec<Py<PyInt>>>,
+}
+
+fn loaded(core: core::Tokenizer) -> Tokenizer {
+    Tokenizer { core: Arc::new(core), numbers: PyOnceLock::new() }
+}
+
+#[pymethods]
+impl Tokenizer {
+    /// Reads a file, whatever its format.
+    #[staticmethod]
+    fn from_file(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        run(py, usize::MAX, || core::Tokenizer::from_file(&path)).map(loaded)
+    }
+
+    /// Reads a model's directory.
+    #[staticmethod]
+    fn from_dir(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        run(py, usize::MAX, || core::Tokenizer::from_dir(&path)).map(loaded)
+    }
+
+    /// Reads tiktoken ranks.
+    #[staticmethod]
+    fn from_tiktoken(
+        py: Python<'_>,
+        path: PathBuf,
+        pattern: String,
+        special_tokens: Vec<(String, i64)>,
+        eos_token: Option<String>,
+    ) -> PyResult<Self> {
+        run(py, usize::MAX, || {
+            let options = TiktokenOptions {
+                pattern: &pattern,
+                special_tokens: &special_tokens,
+                eos_token: eos_token.as_deref(),
+            };
+            core::Tokenizer::from_tiktoken(&path, &options)
+        })
+        .map(loaded)
+    }
+
+    /// The ids of a text.
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyAny>,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        Ok(int32(self.ids(py, text, add_special_tokens, parse_special)?).into_pyarray(py))
+    }
+
+    /// The ids of a text, as a list.
+    #[pyo3(signature = (text, add_special_tokens, parse_special) -> "list[int]")]
+    fn encode_list<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyAny>,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let ids = self.ids(py, text, add_special_tokens, parse_special)?;
+        let numbers = self.numbers(py)?;
+        let number = |&id: &u32| match numbers.get(id as usize) {
+            Some(number) => number.bind(py).clone(),
+            None => PyInt::new(py, id),
+        };
+        PyList::new(py, ids.iter().map(number))
+    }
+
+    /// The ids of many texts, and where each begins.
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        add_special_tokens: bool,
+        parse_special: bool,
+        num_threads: Option<usize>,
+    ) -> PyResult<Batch<'py>> {
+        let (texts, threads) = (Texts::of(texts)?, threads_of(num_threads)?);
+        let texts = texts.utf8()?;
+        let options = EncodeOptions { add_special_tokens, parse_special };
+        let TokenBatch { ids, offsets } =
+            run(py, work(total(&texts)), || self.core.encode_batch(&texts, options, threads, &interrupted))?;
+        Ok((int32(ids).into_pyarray(py), int64(offsets).into_pyarray(py)))
+    }
+
+    /// The ids of segments, each trusted or not, as of one text.
+    fn encode_segments<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        trusted: Vec<bool>,
+        add_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let texts = Texts::of(texts)?;
+        let texts = texts.utf8()?;
+        let segments: Vec<core::Segment<'_>> = texts.iter().copied().zip(trusted).collect();
+        let ids = run(py, work(total(&texts)), || self.core.encode_segments(&segments, add_special_tokens))?;
+        Ok(int32(ids).into_pyarray(py))
+    }
+
+    /// The ids of a text and where each of them lies in it, in characters or in bytes.
+    fn offsets<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyAny>,
+        in_characters: bool,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> PyResult<Located<'py>> {
+        let text = utf8(text)?;
+        let options = EncodeOptions { add_special_tokens, parse_special };
+        let (ids, bounds) = run(py, work(text.len()), || {
+            let (ids, mut parts): (Vec<u32>, Vec<_>) = self.core.offsets(text, options)?.into_iter().unzip();
+            if in_characters {
+                parts = core::in_characters(text, parts.into_iter());
+            }
+            let bounds = parts.into_iter().flat_map(|part| [part.start, part.end]);
+            Ok::<_, core::TokenizeError>((ids, bounds.collect()))
+        })?;
+        let rows = ids.len();
+        let bounds = PyArray1::from_vec(py, int64(bounds)).reshape([rows, 2])?;
+        Ok((int32(ids).into_pyarray(py), bounds))
+    }
+
+    /// A stream of ids to text, which goes on after the ids of a prompt.
+    fn stream(
+        &self,
+        skip_special_tokens: bool,
+        errors: &str,
+        prompt: Option<IntTable>,
+    ) -> PyResult<StreamDecoder> {
+        let invalid = invalid_utf8(errors)?;
+        let prompt = prompt.map(|ids| flat_ids(ids, &self.core)).transpose()?;
+        StreamDecoder::new(Arc::clone(&self.core), skip_special_tokens, invalid, prompt.as_deref())
+    }
+
+    /// A text that grows.
+    fn session(&self, add_special_tokens: bool, parse_special: bool) -> PyResult<Session> {
+        Session::new(Arc::clone(&self.core), EncodeOptions { add_special_tokens, parse_special })
+    }
+
+    /// The chat template that came with the tokenizer.
+    fn chat(&self) -> PyResult<Option<ChatTemplate>> {
+        let template = self.core.chat().map_err(NativeError::from)?;
+        Ok(template.map(|template| ChatTemplate::over(template, Arc::clone(&self.core))))
+    }
+
+    /// The number of ids of a text.
+    fn count(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyAny>,
+        add_special_tokens: bool,
+        parse_special: bool,
+        truncation: bool,
+    ) -> PyResult<usize> {
+        let text = utf8(text)?;
+        let options = EncodeOptions { add_special_tokens, parse_special };
+        run(py, work(text.len()), || {
+            if truncation { self.core.count_encoded(text, options) } else { self.core.count(text, options) }
+        })
+    }
+
+    /// The number of ids of each of many texts.
+    fn count_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        add_special_tokens: bool,
+        parse_special: bool,
+        truncation: bool,
+        num_threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let (texts, threads) = (Texts::of(texts)?, threads_of(num_threads)?);
+        let texts = texts.utf8()?;
+        let options = EncodeOptions { add_special_tokens, parse_special };
+        let counts = run(py, work(total(&texts)), || {
+            self.core.count_batch(&texts, options, truncation, threads, &interrupted)
+        })?;
+        Ok(int64(counts).into_pyarray(py))
+    }
+
+    /// Whether a text has at most so many ids.
+    fn fits(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyAny>,
+        max_tokens: i64,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> PyResult<bool> {
+        let (text, limit) = (utf8(text)?, limit(max_tokens)?);
+        let options = EncodeOptions { add_special_tokens, parse_special };
+        run(py, work(text.len()), || self.core.fits(text, options, limit))
+    }
+
+    /// The beginning of a text that has at most so many ids.
+    fn truncate<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyAny>,
+        max_tokens: i64,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> PyResult<String> {
+        let (text, limit) = (utf8(text)?, limit(max_tokens)?);
+        let options = EncodeOptions { add_special_tokens, parse_special };
+        let end = run(py, work(text.len()), || self.core.truncate(text, options, limit))?;
+        Ok(text.get(..end).unwrap_or(text).to_owned())
+    }
+
+    /// The text of ids.
+    fn decode(
+        &self,
+        py: Python<'_>,
+        ids: IntTable,
+        skip_special_tokens: bool,
+        errors: &str,
+    ) -> PyResult<String> {
+        let (ids, invalid) = (flat_ids(ids, &self.core)?, invalid_utf8(errors)?);
+        run(py, ids.len() * 64, || self.core.decode(&ids, skip_special_tokens, invalid))
+    }
+
+    /// The bytes of ids.
+    fn decode_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        ids: IntTable,
+        skip_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = flat_ids(ids, &self.core)?;
+        let bytes = run(py, ids.len() * 64, || self.core.decode_bytes(&ids, skip_special_tokens))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// The texts of a flat table of ids, cut at the offsets.
+    fn decode_batch(
+        &self,
+        py: Python<'_>,
+        ids: IntTable,
+        offsets: IntTable,
+        skip_special_tokens: bool,
+        errors: &str,
+        num_threads: Option<usize>,
+    ) -> PyResult<Vec<String>> {
+        let (ids, offsets) = (flat_ids(ids, &self.core)?, offsets.into_values());
+        let (invalid, threads) = (invalid_utf8(errors)?, threads_of(num_threads)?);
+        run(py, ids.len() * 64, || {
+            self.core.decode_batch(&ids, &offsets, skip_special_tokens, invalid, threads, &interrupted)
+        })
+    }
+
+    /// The id of a token in its written form.
+    fn token_to_id(&self, token: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
+        Ok(self.core.token_to_id(utf8(token)?))
+    }
+
+    /// The written form of a token.
+    fn id_to_token(&self, id: i64) -> Option<String> {
+        self.core.id_to_token(u32::try_from(id).ok()?)
+    }
+
+    /// One more than the greatest id.
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.core.vocab_size()
+    }
+
+    /// The id that ends a text, where it is known.
+    #[getter]
+    fn eos_token_id(&self) -> Option<u32> {
+        self.core.eos_token_id()
+    }
+
+    /// Whether the native pipeline does the work.
+    #[getter]
+    fn is_native(&self) -> bool {
+        self.core.is_native()
+    }
+}
+
+impl Tokenizer {
+    fn ids(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyAny>,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> PyResult<Vec<u32>> {
+        let text = utf8(text)?;
+        let options = EncodeOptions { add_special_tokens, parse_special };
+        run(py, work(text.len()), || self.core.encode(text, options))
+    }
+
+    fn numbers(&self, py: Python<'_>) -> PyResult<&[Py<PyInt>]> {
+        let make = || {
+            (0..self.core.vocab_size())
+                .map(|id| Ok(id.into_pyobject(py).map_err(PyErr::from)?.unbind()))
+                .collect::<PyResult<Vec<_>>>()
+        };
+        self.numbers.get_or_try_init(py, make).map(Vec::as_slice)
+    }
+}

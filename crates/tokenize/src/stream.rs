@@ -1,0 +1,239 @@
+//! Ids to text one at a time, as a model makes them.
+
+use std::sync::Arc;
+
+use crate::decode::InvalidUtf8;
+use crate::error::{Result, TokenizeError};
+use crate::tokenizer::{Pipeline, Tokenizer};
+
+/// Ids before the stream that can change its first text: enough to hold the beginning of a character.
+const CONTEXT: usize = 8;
+/// Ids that may be decoded for each id of a stream, on average: what makes it linear. Text needs two or three; only
+/// long runs of ids that give no text come here, and then wait a while before they are looked at again.
+const ALLOWANCE: usize = 16;
+
+/// Turns ids into text as they come. What the steps and [`StreamDecoder::finish`] return, put together, is what
+/// [`Tokenizer::decode`] returns for all ids at once.
+///
+/// Text comes out as soon as no later id can change it: a character that a token ends inside is held back until it
+/// is whole. A byte-level step is O(bytes of the token). Where the `tokenizers` crate decodes, a step decodes a
+/// window of the last few ids; the work of all steps together is linear in their number, whatever comes.
+pub struct StreamDecoder {
+    tokenizer: Arc<Tokenizer>,
+    skip_special_tokens: bool,
+    invalid: InvalidUtf8,
+    pending: Pending,
+    window: Window,
+}
+
+/// The beginning of a character: at most three bytes.
+#[derive(Clone, Copy, Default)]
+struct Pending {
+    bytes: [u8; 3],
+    len: u8,
+}
+
+impl Pending {
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+/// Ids of a pipeline that decodes to text only: those already shown, as context, then those still to be shown.
+#[derive(Clone, Default)]
+struct Window {
+    ids: Vec<u32>,
+    shown: usize,
+    steps: usize,
+    /// Ids that were decoded so far.
+    decoded: usize,
+}
+
+impl StreamDecoder {
+    /// A stream that begins now; O(1).
+    pub fn new(tokenizer: Arc<Tokenizer>, skip_special_tokens: bool, invalid: InvalidUtf8) -> Self {
+        let (pending, window) = (Pending::default(), Window::default());
+        Self { tokenizer, skip_special_tokens, invalid, pending, window }
+    }
+
+    /// This stream as it goes on after these ids, whose own text is not returned. O(1): only the last few matter.
+    ///
+    /// # Errors
+    /// As for [`StreamDecoder::step`].
+    pub fn after(mut self, ids: &[u32]) -> Result<Self> {
+        let context = ids.get(ids.len().saturating_sub(CONTEXT)..).unwrap_or(ids);
+        if let Pipeline::Fallback(_) = self.tokenizer.pipeline {
+            for &id in context {
+                self.tokenizer.vocabulary.bytes(id)?;
+            }
+            self.window = Window { ids: context.to_vec(), shown: context.len(), ..Window::default() };
+            return Ok(self);
+        }
+        let invalid = std::mem::replace(&mut self.invalid, InvalidUtf8::Ignore);
+        let mut unused = String::new();
+        context.iter().try_for_each(|&id| self.step(id, &mut unused))?;
+        self.invalid = invalid;
+        Ok(self)
+    }
+
+    /// Appends the text that this id makes certain, often that of its own token, sometimes none.
+    ///
+    /// # Errors
+    /// [`TokenizeError::IdOutOfRange`], [`TokenizeError::UnassignedId`], [`TokenizeError::InvalidUtf8`]; the stream
+    /// and `text` are then as before.
+    pub fn step(&mut self, id: u32, text: &mut String) -> Result<()> {
+        let token = self.tokenizer.vocabulary.bytes(id)?;
+        if let Pipeline::Fallback(_) = self.tokenizer.pipeline {
+            return self.step_window(id, text);
+        }
+        if self.skip_special_tokens && self.tokenizer.vocabulary.is_special(id) {
+            return Ok(());
+        }
+        if self.pending.len == 0
+            && let Ok(whole) = std::str::from_utf8(token)
+        {
+            text.push_str(whole);
+            return Ok(());
+        }
+        let mut bytes = self.pending.bytes().to_vec();
+        bytes.extend_from_slice(token);
+        self.pending = push_valid(&bytes, self.invalid, text)?;
+        Ok(())
+    }
+
+    /// Appends what is held back, a beginning of a character, as decoding all ids would show it. The stream begins
+    /// anew.
+    ///
+    /// # Errors
+    /// [`TokenizeError::InvalidUtf8`], where the caller asked for strictness.
+    pub fn finish(&mut self, text: &mut String) -> Result<()> {
+        let (pending, window) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.window));
+        if pending.len > 0 {
+            match self.invalid {
+                InvalidUtf8::Replace => text.push(char::REPLACEMENT_CHARACTER),
+                InvalidUtf8::Ignore => {}
+                InvalidUtf8::Strict => return Err(TokenizeError::InvalidUtf8 { valid_up_to: 0 }),
+            }
+        }
+        if window.shown < window.ids.len() {
+            let (shown, all) = self.texts(&window)?;
+            text.push_str(all.strip_prefix(shown.as_str()).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn step_window(&mut self, id: u32, text: &mut String) -> Result<()> {
+        self.window.ids.push(id);
+        self.window.steps += 1;
+        if let Err(error) = self.show(text) {
+            self.window.ids.pop();
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Shows the new part of the window's text, unless its end may still change.
+    fn show(&mut self, text: &mut String) -> Result<()> {
+        let cost = self.window.ids.len() + self.window.shown;
+        if self.window.decoded + cost > ALLOWANCE * (self.window.steps + CONTEXT) {
+            return Ok(());
+        }
+        self.window.decoded += cost;
+        let (shown, all) = self.texts(&self.window)?;
+        let Some(new) = all.strip_prefix(shown.as_str()) else { return Ok(()) };
+        if new.is_empty() || new.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(());
+        }
+        text.push_str(new);
+        // The ids just shown are the context of the next ones; what came before them is no longer needed.
+        self.window.ids.drain(..self.window.shown);
+        self.window.shown = self.window.ids.len();
+        Ok(())
+    }
+
+    fn texts(&self, window: &Window) -> Result<(String, String)> {
+        let context = window.ids.get(..window.shown).unwrap_or_default();
+        Ok((self.decode(context)?, self.decode(&window.ids)?))
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, self.skip_special_tokens, InvalidUtf8::Replace)
+    }
+}
+
+/// Appends the valid text of `bytes` and what stands for the invalid; returns the beginning of a character at the
+/// end, which more bytes may complete. On an error `text` is as it was.
+fn push_valid(bytes: &[u8], invalid: InvalidUtf8, text: &mut String) -> Result<Pending> {
+    let (mut rest, before) = (bytes, text.len());
+    loop {
+        let error = match std::str::from_utf8(rest) {
+            Ok(valid) => {
+                text.push_str(valid);
+                return Ok(Pending::default());
+            }
+            Err(error) => error,
+        };
+        let (valid, after) = rest.split_at(error.valid_up_to());
+        text.push_str(std::str::from_utf8(valid).unwrap_or_default());
+        let Some(length) = error.error_len() else {
+            let mut pending = Pending { bytes: [0; 3], len: after.len() as u8 };
+            for (slot, &byte) in pending.bytes.iter_mut().zip(after) {
+                *slot = byte;
+            }
+            return Ok(pending);
+        };
+        match invalid {
+            InvalidUtf8::Replace => text.push(char::REPLACEMENT_CHARACTER),
+            InvalidUtf8::Ignore => {}
+            InvalidUtf8::Strict => {
+                text.truncate(before);
+                return Err(TokenizeError::InvalidUtf8 { valid_up_to: bytes.len() - after.len() });
+            }
+        }
+        rest = after.get(length..).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn in_parts(bytes: &[u8], sizes: &[usize], invalid: InvalidUtf8) -> Result<String> {
+        let (mut text, mut held, mut rest) = (String::new(), Pending::default(), bytes);
+        let mut sizes = sizes.iter().cycle();
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(rest.len().min(*sizes.next().unwrap()));
+            rest = after;
+            held = push_valid(&[held.bytes(), part].concat(), invalid, &mut text)?;
+        }
+        if held.len > 0 && invalid == InvalidUtf8::Replace {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+        Ok(text)
+    }
+
+    proptest! {
+        #[test]
+        fn parts_of_any_bytes_show_what_the_whole_shows(
+            bytes in prop::collection::vec(
+                prop_oneof![any::<u8>(), prop::sample::select(&b"\xf0\x9f\x98\x80\xe6\xbc\xa2a\xed\xa0\xc3"[..])], 0..40,
+            ),
+            sizes in prop::collection::vec(1_usize..5, 1..6),
+        ) {
+            let whole = String::from_utf8_lossy(&bytes).into_owned();
+            prop_assert_eq!(in_parts(&bytes, &sizes, InvalidUtf8::Replace).unwrap(), whole);
+            let valid: String = bytes.utf8_chunks().map(|chunk| chunk.valid()).collect();
+            prop_assert_eq!(in_parts(&bytes, &sizes, InvalidUtf8::Ignore).unwrap(), valid);
+        }
+    }
+
+    #[test]
+    fn strictness_fails_where_no_byte_can_help() {
+        assert!(in_parts("漢字".as_bytes(), &[1, 2], InvalidUtf8::Strict).is_ok());
+        assert!(matches!(
+            in_parts(b"ab\xe6\xbc!", &[4, 1], InvalidUtf8::Strict),
+            Err(TokenizeError::InvalidUtf8 { valid_up_to: 0 })
+        ));
+    }
+}
