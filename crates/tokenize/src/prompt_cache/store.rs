@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
 
 use ahash::AHashMap;
-use twox_hash::XxHash3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Locks that threads share at most.
 const MAX_SHARDS: usize = 16;
@@ -49,7 +49,7 @@ impl Key {
     pub(super) fn new(text: &str, parse_special: bool) -> Self {
         static SEED: OnceLock<u64> = OnceLock::new();
         let seed = *SEED.get_or_init(|| RandomState::new().hash_one(0_u64));
-        let hash = XxHash3_64::oneshot_with_seed(seed ^ u64::from(parse_special), text.as_bytes());
+        let hash = xxh3_64_with_seed(text.as_bytes(), seed ^ u64::from(parse_special));
         Self { hash, parse_special }
     }
 }
