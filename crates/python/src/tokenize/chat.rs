@@ -52,12 +52,14 @@ impl ChatTemplate {
     }
 
     /// The prompt of a conversation.
+    #[pyo3(signature = (variables: "dict[str, object]", now))]
     fn render(&self, py: Python<'_>, variables: &Bound<'_, PyDict>, now: Option<Clock>) -> PyResult<String> {
         let conversation = conversation(named(variables, 0)?, now, true);
         run(py, LONG, || self.template.render(&conversation.variables, conversation.now))
     }
 
     /// The ids of a conversation's prompt.
+    #[pyo3(signature = (variables: "dict[str, object]", now, trusted))]
     fn encode<'py>(
         &self,
         py: Python<'py>,
@@ -71,6 +73,7 @@ impl ChatTemplate {
     }
 
     /// The number of ids of a conversation's prompt.
+    #[pyo3(signature = (variables: "dict[str, object]", now, trusted))]
     fn count(
         &self,
         py: Python<'_>,
@@ -83,6 +86,7 @@ impl ChatTemplate {
     }
 
     /// The prompts of many conversations, which share all variables but their messages.
+    #[pyo3(signature = (messages, variables: "dict[str, object]", now, num_threads))]
     fn render_batch(
         &self,
         py: Python<'_>,
@@ -97,6 +101,7 @@ impl ChatTemplate {
     }
 
     /// The ids of many conversations' prompts, and where each begins.
+    #[pyo3(signature = (messages, variables: "dict[str, object]", now, trusted, num_threads))]
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
@@ -115,6 +120,7 @@ impl ChatTemplate {
     }
 
     /// The number of ids of each of many conversations' prompts.
+    #[pyo3(signature = (messages, variables: "dict[str, object]", now, trusted, num_threads))]
     fn count_batch<'py>(
         &self,
         py: Python<'py>,
