@@ -148,8 +148,8 @@ def test_arguments(example: Example, tmp_path: Path) -> None:
         lora.merge_checkpoint(base, adapter, tmp_path / "out", weights=[float("nan")])
     with pytest.raises(errors.ArgumentError, match="no adapters"):
         lora.merge_checkpoint(base, [], tmp_path / "out")
-    with pytest.raises(errors.ArgumentError, match="combine"):
-        lora.merge_checkpoint(base, adapter, tmp_path / "out", method="ties")  # type: ignore[arg-type]
+    with pytest.raises(errors.ArgumentError, match="dare_ties"):
+        lora.merge_checkpoint(base, adapter, tmp_path / "out", method="mean")  # type: ignore[arg-type]
     with pytest.raises(errors.DTypeError, match="allowed"):
         lora.merge_checkpoint(base, adapter, tmp_path / "out", dtype="int8")
     with pytest.raises(errors.ArgumentError, match="num_threads"):

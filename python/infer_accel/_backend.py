@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from infer_accel.errors import BackendError
 
@@ -36,6 +36,17 @@ def load(part: str) -> ModuleType:
         return importlib.import_module(f"infer_accel._reference.{part}")
     module: ModuleType = getattr(native(), part)
     return module
+
+
+def files() -> ModuleType:
+    """Return the native core for work on files, which the specification does not know."""
+    return refuse_files() if name() == "reference" else native()
+
+
+def refuse_files() -> NoReturn:
+    """Raise what stands in for work on files in the specification."""
+    message = f"the specification ({VARIABLE}=reference) knows tensors, not files; use the native core"
+    raise BackendError(message, code="backend.files")
 
 
 @functools.cache

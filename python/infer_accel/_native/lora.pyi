@@ -400,7 +400,7 @@ def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_ten
     Reads what lies at a path: the layers without a fault, every fault, and the text of the refusal.
     """
 
-def merge_checkpoint(base_dir: str | PathLike[str], adapters: SupportsGetItem[int, Adapter | str | PathLike[str]], out_dir: str | PathLike[str], *, weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], dtype: str | None = None, residue: bool = False, verify: bool = True, resume: bool = True, allow_unused: bool = False, dry_run: bool = False, num_threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
+def merge_checkpoint(base_dir: str | PathLike[str], adapters: SupportsGetItem[int, Adapter | str | PathLike[str]], out_dir: str | PathLike[str], *, weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], method: str = "sum", density: SupportsFloat | SupportsIndex | None = None, rank: SupportsIndex | None = None, seed: SupportsIndex | None = None, dtype: str | None = None, residue: bool = False, verify: bool = True, resume: bool = True, allow_unused: bool = False, dry_run: bool = False, num_threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
     """
     Adds adapters to a checkpoint; the report as JSON.
     """

@@ -81,7 +81,7 @@ def _is_adapter(path: Path, *, follow_symlinks: bool) -> bool:
 def _headers(path: Path, follow_symlinks: bool) -> list[Entry]:
     from infer_accel import _backend
 
-    entries: list[Entry] = _backend.native().lora.read_headers(str(path), follow_symlinks=follow_symlinks)
+    entries: list[Entry] = _backend.files().lora.read_headers(str(path), follow_symlinks=follow_symlinks)
     return entries
 
 

@@ -29,6 +29,17 @@ def run(
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,…", help="What each adapter is multiplied by; 1 by default.")
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="sum, or as `combine`: linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune."
+        ),
+    ] = "sum",
+    density: Annotated[
+        float | None, typer.Option(help="Share of elements that ties, dare_* and magnitude_prune keep.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Ranks of what svd makes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Names the random choices of dare_*.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16: the format of the output.")
     ] = None,
@@ -69,6 +80,10 @@ def run(
             adapters,
             output,
             weights=shares,
+            method=method,  # type: ignore[arg-type]  # checked there, with a message that lists the names
+            density=density,
+            rank=rank,
+            seed=seed,
             dtype=dtype,
             residue=residue,
             verify=verify,
@@ -142,6 +157,8 @@ def _cells(changes: list[TensorChange]) -> tuple[str, str, str, str]:
 def _summary(report: MergeReport) -> list[str]:
     counts = f"{len(report.tensors)} tensors changed, {len(report.untouched)} went through byte for byte"
     lines = [f"{counts}, {report.bytes / 1e9:.2f} GB"]
+    if report.method != "sum":
+        lines.append(f"{len(report.adapters)} adapters combined by {report.method}")
     if report.survived is not None and not report.is_dry_run:
         lines.append(f"{report.survived:.1%} of the deltas survived the rounding to the output's format")
     encoded = [change.quantization for change in report.tensors if change.quantization is not None]

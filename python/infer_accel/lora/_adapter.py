@@ -101,6 +101,9 @@ class Adapter:
         ------
         AdapterError
             Anything is wrong; ``problems`` holds all of it, ``code`` that of the first.
+        BackendError
+            ``INFER_ACCEL_BACKEND=reference``, which knows tensors and no files: nor do :meth:`save`,
+            :meth:`validate` and :meth:`resolve`.
 
         Notes
         -----
@@ -164,7 +167,7 @@ class Adapter:
             (name, float(alpha[name] if isinstance(alpha, Mapping) else alpha), _parts(a), _parts(b))
             for name, (a, b) in layers.items()
         ]
-        return wrap(_backend.native().lora.Adapter.from_parts(parts, use_rslora))
+        return wrap(_backend.load("lora").Adapter.from_parts(parts, use_rslora))
 
     @property
     def rank(self) -> int:
@@ -318,7 +321,7 @@ def examine(
     num_threads: int | None = None,
 ) -> tuple[Adapter | None, list[Problem], str]:
     """Return the layers without a fault, every fault, and the text of the refusal."""
-    core, found, text = _backend.native().lora.examine_adapter(
+    core, found, text = _backend.files().lora.examine_adapter(
         os.fspath(path), follow_symlinks=follow_symlinks, max_tensors=max_tensors, num_threads=num_threads
     )
     return None if core is None else wrap(core), [Problem(*problem) for problem in found], text

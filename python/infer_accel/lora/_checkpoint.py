@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from infer_accel import _backend
-from infer_accel.errors import ArgumentError, BackendError
+from infer_accel.errors import ArgumentError
 from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._report import MergeReport, UnmergeReport
 
@@ -18,8 +18,8 @@ __all__ = ["merge_checkpoint", "unmerge_checkpoint"]
 
 Path = str | os.PathLike[str]
 
-#: The ways of putting adapters together that need no adapter in between.
-METHODS: tuple[str, ...] = ("sum",)
+#: The ways of putting adapters together.
+MergeMethod = Literal["sum", "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 
 
 def merge_checkpoint(
@@ -28,7 +28,10 @@ def merge_checkpoint(
     out_dir: Path,
     *,
     weights: Sequence[float] | None = None,
-    method: Literal["sum"] = "sum",
+    method: MergeMethod = "sum",
+    density: float | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
     dtype: str | None = None,
     residue: bool = False,
     verify: bool = True,
@@ -63,8 +66,10 @@ def merge_checkpoint(
     weights
         What each adapter's deltas are multiplied by, beside its own scaling; all 1 by default.
     method
-        ``"sum"``: the plain sum of all deltas. For other ways see :func:`infer_accel.lora.combine`, whose result is
-        an adapter that can be merged.
+        ``"sum"``: the plain sum of all deltas. Any other name is a method of :func:`infer_accel.lora.combine`: the
+        adapters are made into one, and that is merged. It lies in memory as float32, beside the adapters.
+    density, rank, seed
+        Settings of the method, as for :func:`infer_accel.lora.combine`.
     dtype
         ``"float32"``, ``"float16"`` or ``"bfloat16"``: the number format of all tensors of these three in the
         output. None leaves each its own.
@@ -95,14 +100,15 @@ def merge_checkpoint(
         The base is no checkpoint or contradicts itself; `out_dir` is not vacant, or holds unfinished work of another
         call.
     AdapterError
-        An adapter is refused, does not fit, or has deltas without a place in the base.
+        An adapter is refused, does not fit, or has deltas without a place in the base; or the method cannot combine
+        them: it refuses DoRA, tensors that are replaced as a whole, and, but for ``"cat"`` and ``"svd"``, other ranks.
     StorageError
         The system refuses to read or write; with the code ``"storage.full"`` where space is missing: make some and
         repeat the call.
     IntegrityError
         What was read back is not what was written, or the base was written to meanwhile. Nothing was published.
     ArgumentError
-        An argument is not allowed.
+        An argument is not allowed, or of no use to the method.
 
     Notes
     -----
@@ -118,8 +124,8 @@ def merge_checkpoint(
     infer_accel.errors.ArgumentError: 2 weights came for 1 adapters; pass one for each, or None for 1.0 each
     """
     several = _several(adapters)
-    if method not in METHODS:
-        message = f"method={method!r} came; allowed: 'sum'; infer_accel.lora.combine makes one adapter in other ways"
+    if method not in get_args(MergeMethod):
+        message = f"method={method!r} came; allowed: {', '.join(get_args(MergeMethod))}"
         raise ArgumentError(message, code="argument.method")
     if weights is not None and len(weights) != len(several):
         message = f"{len(weights)} weights came for {len(several)} adapters; pass one for each, or None for 1.0 each"
@@ -129,6 +135,10 @@ def merge_checkpoint(
         several,
         os.fspath(out_dir),
         weights=[1.0] * len(several) if weights is None else [float(weight) for weight in weights],
+        method=method,
+        density=None if density is None else float(density),
+        rank=rank,
+        seed=seed,
         dtype=dtype,
         residue=residue,
         verify=verify,
@@ -211,10 +221,5 @@ def _several(adapters: Path | Adapter | Sequence[Path | Adapter]) -> list[object
 
 def _core() -> ModuleType:
     """Return the native core: the specification knows tensors, not files."""
-    if _backend.name() == "reference":
-        message = (
-            "the specification (INFER_ACCEL_BACKEND=reference) merges tensors, not files; use the native core"
-        )
-        raise BackendError(message, code="backend.files")
-    native: ModuleType = _backend.native().lora
+    native: ModuleType = _backend.files().lora
     return native

@@ -111,7 +111,7 @@ def combine(
     arXiv:2311.03099.
     """
     _check_type(adapters)
-    combined = _backend.native().lora.combine(
+    combined = _backend.load("lora").combine(
         [adapter._core for adapter in adapters],  # noqa: SLF001 - a class of this package
         [float(weight) for weight in weights],
         method=method,

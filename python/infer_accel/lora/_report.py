@@ -116,6 +116,11 @@ class MergeReport:
     #: Bytes of the output's shards.
     bytes: int
     adapters: tuple[MergedAdapter, ...] = ()
+    #: How they were put together, and the settings of that.
+    method: str = "sum"
+    density: float | None = None
+    rank: int | None = None
+    seed: int | None = None
     #: Every tensor that is not the base's, in the order of the output.
     tensors: tuple[TensorChange, ...] = ()
     #: Tensors that went through byte for byte.

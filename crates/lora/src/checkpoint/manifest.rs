@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::method::MethodRecord;
+
 /// The layout of the directory.
 pub(super) const LAYOUT: u32 = 1;
 
@@ -17,6 +19,9 @@ pub(super) struct Manifest {
     pub(super) layout: u32,
     /// The revision of the arithmetic.
     pub(super) kernel_revision: u32,
+    /// How they were made into one before, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) method: Option<MethodRecord>,
     /// The adapters that were merged, in order.
     pub(super) adapters: Vec<MergedAdapter>,
     /// The merged shards.

@@ -17,6 +17,7 @@ mod files;
 mod journal;
 mod manifest;
 mod merge;
+mod method;
 mod plan;
 mod prepare;
 mod quantized;

@@ -126,6 +126,9 @@ pub struct Verification {
     pub copied_bytes: u64,
 }
 
+/// The name of the plain sum of deltas.
+pub(super) const SUM: &str = "sum";
+
 /// What a merge of a checkpoint did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MergeReport {
@@ -135,6 +138,14 @@ pub struct MergeReport {
     pub base: String,
     /// The adapters, in order.
     pub adapters: Vec<AdapterReport>,
+    /// How they were put together: `sum`, or the name of a [`Method`](crate::Method).
+    pub method: String,
+    /// The method's settings, where it has them.
+    pub density: Option<f64>,
+    /// The rank that was asked for.
+    pub rank: Option<usize>,
+    /// What names the method's random numbers.
+    pub seed: Option<u64>,
     /// Every tensor that is not the base's, in the order of the output.
     pub tensors: Vec<TensorReport>,
     /// Tensors that went through byte for byte.

@@ -15,6 +15,7 @@ use super::control::{Observer, Progress};
 use super::error::CheckpointError;
 use super::journal::Record;
 use super::manifest::{LAYOUT, Manifest, MergedShard, NAME};
+use super::method::{MethodRecord, combined};
 use super::plan::{Action, ChangedTensor, Keep, Part, Plan, Work};
 use super::prepare::{AdapterInput, Deltas, gather};
 use super::report::FileReport;
@@ -101,7 +102,15 @@ pub fn unmerge_checkpoint(
     let manifest = read_manifest(&residue)?;
     let adapters = fit_adapters(&manifest, adapters)?;
     require_merged(&base, &manifest, observer)?;
-    let (plan, tensors) = plan(&mut base, &manifest, &residue, &adapters)?;
+    let one = match manifest.method.as_ref().map(MethodRecord::method) {
+        Some(Ok(method)) => Some(combined(&adapters, &method, threads, observer)?),
+        Some(Err(error)) => return Err(refuse(&residue.join(NAME), error.to_string())),
+        None => None,
+    };
+    let single =
+        one.as_ref().map(|adapter| [AdapterInput { name: "the combined adapter", adapter, weight: 1.0 }]);
+    let adapters = single.as_ref().map_or(&adapters[..], |single| &single[..]);
+    let (plan, tensors) = plan(&mut base, &manifest, &residue, adapters)?;
     let work = OutputWork {
         place: &place,
         identity: serde_json::json!({

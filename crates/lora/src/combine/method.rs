@@ -118,6 +118,16 @@ impl Method {
         }
     }
 
+    /// Its settings; [`Method::from_name`] takes them back.
+    pub fn settings(&self) -> MethodSettings {
+        let seed = match *self {
+            Self::DareLinear { seed, .. } | Self::DareTies { seed, .. } => Some(seed),
+            _ => None,
+        };
+        let rank = if let Self::Svd { rank } = *self { rank } else { None };
+        MethodSettings { density: self.density(), rank, seed }
+    }
+
     /// Whether the adapters of a module must have the same rank: the methods that work element by element.
     pub fn needs_equal_ranks(&self) -> bool {
         !matches!(self, Self::Cat | Self::Svd { .. })

@@ -8,6 +8,7 @@ use infer_accel_lora::checkpoint::{
     AdapterInput, CheckpointError, MergeOptions, Progress, UnmergeOptions, merge_checkpoint as merge,
     unmerge_checkpoint as unmerge,
 };
+use infer_accel_lora::{Method, MethodSettings};
 use infer_accel_tensor::{DType, ErrorKind};
 use pyo3::prelude::*;
 
@@ -138,7 +139,7 @@ fn dtype_of(name: Option<&str>) -> Result<Option<DType>, NativeError> {
 
 /// Adds adapters to a checkpoint; the report as JSON.
 #[pyfunction]
-#[pyo3(signature = (base_dir, adapters, out_dir, *, weights, dtype = None, residue = false, verify = true,
+#[pyo3(signature = (base_dir, adapters, out_dir, *, weights, method = "sum", density = None, rank = None, seed = None, dtype = None, residue = false, verify = true,
                     resume = true, allow_unused = false, dry_run = false, num_threads = None, progress = None))]
 #[expect(
     clippy::too_many_arguments,
@@ -151,6 +152,10 @@ pub(super) fn merge_checkpoint(
     adapters: Vec<AdapterArg<'_>>,
     out_dir: PathBuf,
     weights: Vec<f64>,
+    method: &str,
+    density: Option<f64>,
+    rank: Option<usize>,
+    seed: Option<u64>,
     dtype: Option<&str>,
     residue: bool,
     verify: bool,
@@ -161,7 +166,17 @@ pub(super) fn merge_checkpoint(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let dtype = dtype_of(dtype)?;
-    let options = MergeOptions { dtype, residue, verify, resume, allow_unused, dry_run, num_threads };
+    let method = match method {
+        "sum" if (density, rank, seed) == (None, None, None) => None,
+        "sum" => {
+            let problem = "density, rank or seed came, and the plain sum has no use for them: leave them out";
+            return Err(NativeError::new(ErrorKind::Argument, "argument.combine", problem).into());
+        }
+        name => Some(
+            Method::from_name(name, &MethodSettings { density, rank, seed }).map_err(NativeError::from)?,
+        ),
+    };
+    let options = MergeOptions { method, dtype, residue, verify, resume, allow_unused, dry_run, num_threads };
     let adapters = given(adapters);
     watched(py, progress, move |watcher| {
         let paths = paths(&adapters);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infer_accel._reference.lora._adapter import Adapter, combine
 from infer_accel._reference.lora._apply import AdapterStack, apply_adapter, apply_adapters
 from infer_accel._reference.lora._combine import Term, combine_module, dare_mask
 from infer_accel._reference.lora._merge import merge_many, merge_weights, unmerge_weights
@@ -10,6 +11,7 @@ from infer_accel._reference.lora._residue import Residue
 from infer_accel._reference.lora._store import AdapterStore
 
 __all__ = [
+    "Adapter",
     "AdapterStack",
     "AdapterStore",
     "QuantizationReport",
@@ -17,6 +19,7 @@ __all__ = [
     "Term",
     "apply_adapter",
     "apply_adapters",
+    "combine",
     "combine_module",
     "dare_mask",
     "merge_many",

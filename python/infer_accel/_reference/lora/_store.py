@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from infer_accel._reference.lora._adapter import Adapter
     from infer_accel._typing import Tensor
 
     Product = tuple[Tensor, Tensor, float]
@@ -67,6 +68,19 @@ class AdapterStore:
         self.next_id += old is None
         self.adapters[name] = _Entry(adapter_id, self.loads, products, needed, 0 if old is None else old.pins)
         return self._describe(name)
+
+    def load_adapter(self, name: str, adapter: Adapter) -> Described:
+        """Put the layers of an adapter in."""
+        layers = adapter.layers()
+        others = [
+            f"{layer.path} is no linear layer but {layer.kind}" for layer in layers if layer.kind != "linear"
+        ]
+        if others:
+            raise AdapterError(f"{name} cannot be served: {'; '.join(others)}", code="adapter.not_servable")
+        return self.load(
+            name,
+            [(layer.path, (layer.lora_a.array(), layer.lora_b.array(), layer.scaling)) for layer in layers],
+        )
 
     def _make_room(self, needed: int, kept: str) -> None:
         def free() -> int:

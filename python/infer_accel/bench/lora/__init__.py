@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infer_accel.bench.lora import _apply, _combine, _load, _merge, _mixed, _model
+from infer_accel.bench.lora import _apply, _combine, _load, _merge, _mixed, _model, _quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,7 @@ __all__ = ["cases"]
 def cases(bench: Bench) -> Iterator[Case]:
     """Yield the rows of this part."""
     yield from _merge.cases(bench)
+    yield from _quantized.cases(bench)
     yield from _apply.cases(bench)
     yield from _combine.cases(bench)
     yield from _model.cases(bench)
