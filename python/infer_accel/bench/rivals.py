@@ -17,6 +17,7 @@ _REQUIREMENTS = {
     "torch": "torch",
     "peft": "peft",
     "vllm": "vllm",
+    "dynamo._core": "ai-dynamo-runtime",
     "tokenizers": "tokenizers",
     "safetensors.torch": "safetensors",
     "tiktoken": "tiktoken",
@@ -49,6 +50,6 @@ class Rivals:
 
 def _version_of(name: str) -> str:
     try:
-        return version(name.partition(".")[0])
+        return version(_REQUIREMENTS.get(name, name.partition(".")[0]))
     except PackageNotFoundError:
         return "unknown"

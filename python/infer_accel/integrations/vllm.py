@@ -76,9 +76,7 @@ class DiskTierManager(SecondaryTierManager):
     durable
         Whether a store is reported as done only when the device has it. Without it pages outlive the process and not
         the machine, as those of vLLM's own tier.
-    deadline
-        Seconds that a job waits for the device; what is late is a miss. ``None`` waits for ever.
-    checksum, compression, segment_bytes
+    deadline, write_deadline, checksum, compression, segment_bytes
         As for :class:`~infer_accel.kvcache.DiskTier`.
     enable_kv_events
         Whether stored chunks are announced, where vLLM's events are on.
@@ -114,6 +112,7 @@ class DiskTierManager(SecondaryTierManager):
         max_jobs: int = 1024,
         durable: bool = False,
         deadline: float | None = 5.0,
+        write_deadline: float | None = 30.0,
         checksum: str = "xxh3",
         compression: str | None = None,
         segment_bytes: int | None = None,
@@ -145,6 +144,7 @@ class DiskTierManager(SecondaryTierManager):
             checksum=checksum,  # type: ignore[arg-type]  # the tier refuses what it does not know
             compression=compression,  # type: ignore[arg-type]  # as above
             deadline=deadline,
+            write_deadline=write_deadline,
         )
         self._queue = TransferQueue(
             self._tier, pages, load_threads=read_threads, max_jobs=max_jobs, durable=durable

@@ -55,6 +55,8 @@ class TierStats:
     failed_reads: int
     #: Pages that the device did not deliver in time: each a miss.
     late_pages: int
+    #: Stores and flushes that the device did not answer in time: each an error.
+    late_writes: int
     #: Segments removed to make room.
     evicted_segments: int
     #: Pages in them.
@@ -109,6 +111,9 @@ class DiskTier:
     deadline
         Seconds that a :meth:`load` waits for the device; what is not there by then is a miss. ``None``
         waits for ever.
+    write_deadline
+        Seconds that a :meth:`store` waits for the device to take anything, and a :meth:`flush` until all is durable;
+        then they raise ``storage.late``. ``None`` waits for ever.
 
     Raises
     ------
@@ -157,6 +162,7 @@ class DiskTier:
         checksum: Checksum = "xxh3",
         compression: Literal["zstd"] | None = None,
         deadline: float | None = 5.0,
+        write_deadline: float | None = 30.0,
     ) -> None:
         if isinstance(fingerprint, PageLayout):
             fingerprint = fingerprint.fingerprint
@@ -174,6 +180,7 @@ class DiskTier:
             checksum=checksum,
             compression=compression,
             deadline=deadline,
+            write_deadline=write_deadline,
         )
 
     @property
@@ -210,9 +217,9 @@ class DiskTier:
         ShapeError
             Not one page of the right size for each key.
         StorageError
-            The device is full (``storage.full``) or fails (``storage.io``), or everything else in the directory is
-            being written (``storage.no_room``). What was stored before is intact; those of these pages that were
-            not written are not there.
+            The device is full (``storage.full``), fails (``storage.io``) or does not answer (``storage.late``), or
+            everything else in the directory is being written (``storage.no_room``). What was stored before is intact;
+            those of these pages that were not written are not there, or, if the device was late, may come yet.
 
         Examples
         --------
@@ -293,7 +300,8 @@ class DiskTier:
         Raises
         ------
         StorageError
-            The device failed. The pages that may be lost are forgotten, so that a later flush that returns is true.
+            The device failed: the pages that may be lost are forgotten, so that a later flush that returns is true.
+            Or it did not answer (``storage.late``): what was stored may be durable or not.
         """
         self._tier.flush()
 

@@ -166,6 +166,20 @@ pub enum TierError {
         /// The system's words.
         reason: String,
     },
+    /// The device did not answer in time.
+    #[error(
+        "{action} in {} was not done within {seconds} s; the device may be slow or gone: try again later, or raise \
+         write_deadline",
+        path.display()
+    )]
+    Late {
+        /// What was done.
+        action: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// How long it was waited for.
+        seconds: String,
+    },
     /// The tier was opened before a fork.
     #[error("this tier was opened before a fork and belongs to the parent; open one here, after the fork")]
     Forked,
@@ -210,6 +224,7 @@ impl TierError {
             | Self::NoRoom { .. }
             | Self::Full { .. }
             | Self::Io { .. }
+            | Self::Late { .. }
             | Self::Thread { .. }
             | Self::HostMemory { .. }
             | Self::Forked
@@ -244,6 +259,7 @@ impl TierError {
             Self::NoRoom { .. } => "storage.no_room",
             Self::Full { .. } => "storage.full",
             Self::Io { .. } => "storage.io",
+            Self::Late { .. } => "storage.late",
             Self::Forked => "storage.forked",
             Self::Closed => "storage.closed",
             Self::Thread { .. } => "storage.thread",

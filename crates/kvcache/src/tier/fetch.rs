@@ -1,4 +1,4 @@
-//! Reads that may be late: done by threads of the tier, waited for up to a deadline.
+//! What may be late: done by threads of the tier, waited for up to a deadline.
 //!
 //! A read that the device does not answer cannot be called back. So it goes into memory of its own, on a thread of
 //! its own, and whoever asked leaves when the deadline has passed. The threads are few and the queue is short: with
@@ -11,12 +11,16 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// As many reads are under way at once.
-const THREADS: usize = 4;
+const READ_THREADS: usize = 4;
 /// As many wait.
-const MAX_QUEUED: usize = 64;
+const QUEUED_READS: usize = 64;
+/// As many chunks wait while one is written: the next one is filled meanwhile, and no more memory is taken.
+const QUEUED_WRITES: usize = 1;
+/// As many syncs wait; callers share one (see `commit`), so more than one means that they gave up.
+const QUEUED_SYNCS: usize = 1;
 
 /// What a thread does; the buffer is the thread's own.
 type Work = Box<dyn FnOnce(&mut Buffer) + Send>;
@@ -30,7 +34,7 @@ struct Job {
 struct Queue {
     waiting: VecDeque<Job>,
     /// Until when the job that each thread does was asked for.
-    running: [Option<Instant>; THREADS],
+    running: Vec<Option<Instant>>,
     closed: bool,
 }
 
@@ -38,9 +42,10 @@ struct Queue {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    max_queued: usize,
 }
 
-/// Threads that read.
+/// Threads that ask the device for something.
 pub(super) struct Fetcher {
     shared: Arc<Shared>,
 }
@@ -52,35 +57,52 @@ impl fmt::Debug for Fetcher {
 }
 
 impl Fetcher {
+    /// Threads that read.
     pub(super) fn new() -> Result<Self, TierError> {
-        let shared = Arc::new(Shared::default());
+        Self::with("io", READ_THREADS, QUEUED_READS)
+    }
+
+    fn with(name: &str, threads: usize, max_queued: usize) -> Result<Self, TierError> {
+        let queue = Queue { running: vec![None; threads], ..Queue::default() };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), max_queued, ..Shared::default() });
         let fetcher = Self { shared: Arc::clone(&shared) };
-        for number in 0..THREADS {
+        for number in 0..threads {
             let shared = Arc::clone(&shared);
             thread::Builder::new()
-                .name(format!("infer-accel-io-{number}"))
+                .name(format!("infer-accel-{name}-{number}"))
                 .spawn(move || serve(&shared, number))
                 .map_err(|error| TierError::Thread { reason: error.to_string() })?;
         }
         Ok(fetcher)
     }
 
-    /// Has each work done, and returns what came back until `due`, with its position.
+    /// Has each work done, and passes on what came back until `due`, with its position.
     pub(super) fn run<T: Send + 'static>(
         &self,
         due: Instant,
         works: impl Iterator<Item = Box<dyn FnOnce(&mut Buffer) -> T + Send>>,
-        mut receive: impl FnMut(usize, T),
+        receive: impl FnMut(usize, T),
     ) {
+        self.run_until(|| due, works, receive);
+    }
+
+    /// As [`run`](Self::run); `due` is asked anew for each work and each answer. Whether all came back.
+    fn run_until<T: Send + 'static>(
+        &self,
+        due: impl Fn() -> Instant,
+        works: impl Iterator<Item = Box<dyn FnOnce(&mut Buffer) -> T + Send>>,
+        mut receive: impl FnMut(usize, T),
+    ) -> bool {
         // As many answers as jobs can be under way: a thread that is late never waits for somebody who left.
         let (sender, receiver) = mpsc::channel();
-        let mut open = 0_usize;
+        let (mut open, mut complete) = (0_usize, true);
         for (position, work) in works.enumerate() {
             let sender = sender.clone();
             let work: Work = Box::new(move |buffer| {
                 let _ = sender.send((position, work(buffer)));
             });
-            if !self.submit(Job { due, work }) {
+            if !self.submit(Job { due: due(), work }) {
+                complete = false;
                 break;
             }
             open += 1;
@@ -91,17 +113,18 @@ impl Fetcher {
         }
         drop(sender);
         while open > 0 {
-            let left = due.saturating_duration_since(Instant::now());
-            let Ok((position, value)) = receiver.recv_timeout(left) else { return };
+            let left = due().saturating_duration_since(Instant::now());
+            let Ok((position, value)) = receiver.recv_timeout(left) else { return false };
             open -= 1;
             receive(position, value);
         }
+        complete
     }
 
     /// Queues a job; false when there was no place for it in time.
     fn submit(&self, job: Job) -> bool {
         let mut queue = lock(&self.shared.queue);
-        while queue.waiting.len() >= MAX_QUEUED {
+        while queue.waiting.len() >= self.shared.max_queued {
             let now = Instant::now();
             let stuck = queue.running.iter().all(|due| due.is_some_and(|due| due < now));
             let left = job.due.saturating_duration_since(now);
@@ -119,6 +142,41 @@ impl Fetcher {
         drop(queue);
         self.shared.changed.notify_all();
         true
+    }
+}
+
+/// A thread that writes and one that syncs, so that neither waits for the other.
+#[derive(Debug)]
+pub(super) struct Background {
+    deadline: Duration,
+    writes: Fetcher,
+    syncs: Fetcher,
+}
+
+impl Background {
+    pub(super) fn new(deadline: Duration) -> Result<Self, TierError> {
+        let writes = Fetcher::with("write", 1, QUEUED_WRITES)?;
+        Ok(Self { deadline, writes, syncs: Fetcher::with("sync", 1, QUEUED_SYNCS)? })
+    }
+
+    /// Has jobs done in their order, and passes on what came of each. Whether each was done in time.
+    pub(super) fn write<T: Send + 'static, J: FnOnce() -> T + Send + 'static>(
+        &self,
+        jobs: impl Iterator<Item = J>,
+        mut receive: impl FnMut(T),
+    ) -> bool {
+        let works =
+            jobs.map(|job| Box::new(move |_: &mut Buffer| job()) as Box<dyn FnOnce(&mut Buffer) -> T + Send>);
+        self.writes.run_until(|| Instant::now() + self.deadline, works, |_, value| receive(value))
+    }
+
+    /// What came of a job, if it was done in time.
+    pub(super) fn sync<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let work = Box::new(move |_: &mut Buffer| job()) as Box<dyn FnOnce(&mut Buffer) -> T + Send>;
+        let mut outcome = None;
+        self.syncs
+            .run(Instant::now() + self.deadline, std::iter::once(work), |_, value| outcome = Some(value));
+        outcome
     }
 }
 

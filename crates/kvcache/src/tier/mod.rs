@@ -14,10 +14,12 @@
 mod buffer;
 mod cache;
 mod check;
+mod chunk;
 mod commit;
 mod device;
 mod error;
 mod fetch;
+mod flush;
 mod index;
 mod load;
 mod log;
@@ -38,9 +40,10 @@ pub use record::{MAX_KEY_BYTES, MAX_PAGE_BYTES};
 pub use stats::TierStats;
 
 use crate::KvCacheError;
+use chunk::Spare;
 use commit::GroupCommit;
 use device::Device;
-use fetch::Fetcher;
+use fetch::{Background, Fetcher};
 use index::Index;
 use infer_accel_tensor::threads;
 use infer_accel_tensor::{TensorMut, TensorRef};
@@ -79,10 +82,13 @@ pub struct TierOptions {
     pub compression: Compression,
     /// How long a load waits for the device; what is not there then is a miss. `None` waits for ever.
     pub deadline: Option<Duration>,
+    /// How long a store waits for the device to take anything, and a flush until all is durable; then they are errors.
+    /// `None` waits for ever.
+    pub write_deadline: Option<Duration>,
 }
 
 impl TierOptions {
-    /// Options with the defaults: xxh3, no compression, five seconds.
+    /// Options with the defaults: xxh3, no compression, five seconds for loads and thirty for the rest.
     pub fn new(capacity_bytes: u64, page_bytes: usize, fingerprint: impl Into<Vec<u8>>) -> Self {
         Self {
             capacity_bytes,
@@ -93,6 +99,7 @@ impl TierOptions {
             checksum: Checksum::default(),
             compression: Compression::default(),
             deadline: Some(Duration::from_secs(5)),
+            write_deadline: Some(Duration::from_secs(30)),
         }
     }
 
@@ -114,7 +121,7 @@ impl TierOptions {
             let (capacity, segment) = (self.capacity_bytes, segment_bytes);
             return Err(TierError::Capacity { capacity, segment, needed });
         }
-        if self.deadline.is_some_and(|deadline| deadline.is_zero()) {
+        if [self.deadline, self.write_deadline].contains(&Some(Duration::ZERO)) {
             return Err(TierError::Deadline { seconds: "0".to_owned() });
         }
         // Any bytes may come; all headers have room for 32.
@@ -125,6 +132,7 @@ impl TierOptions {
             segment_bytes,
             compression: self.compression,
             deadline: self.deadline,
+            write_deadline: self.write_deadline,
         };
         Ok((kind, checked))
     }
@@ -137,9 +145,10 @@ struct Checked {
     segment_bytes: u64,
     compression: Compression,
     deadline: Option<Duration>,
+    write_deadline: Option<Duration>,
 }
 
-/// What threads share. The order of locks: `writer`, `known`, `index`.
+/// What threads share. The order of locks: `spare`, `writer`, `known`, `index`.
 #[derive(Debug)]
 struct Inner {
     this: Weak<Inner>,
@@ -149,11 +158,14 @@ struct Inner {
     index: Mutex<Index>,
     known: Mutex<KnownFiles>,
     refreshed: Mutex<Option<Instant>>,
+    /// What a store fills; it is held while a store is under way, so that stores take turns.
+    spare: Mutex<Spare>,
     writer: Mutex<Writer>,
     commit: GroupCommit<TierError>,
     /// The highest sequence number that was seen.
     sequence: AtomicU64,
     fetcher: Option<Fetcher>,
+    background: Option<Background>,
     counters: Counters,
 }
 
@@ -196,6 +208,7 @@ impl DiskTier {
         let (kind, checked) = options.checked()?;
         let root = Root::open(path, &kind, options.writer, device)?;
         let fetcher = checked.deadline.map(|_| Fetcher::new()).transpose()?;
+        let background = checked.write_deadline.map(Background::new).transpose()?;
         let inner = Arc::new_cyclic(|this| Inner {
             this: Weak::clone(this),
             root,
@@ -204,10 +217,12 @@ impl DiskTier {
             index: Mutex::new(Index::default()),
             known: Mutex::new(KnownFiles::default()),
             refreshed: Mutex::new(None),
+            spare: Mutex::new(Spare::default()),
             writer: Mutex::new(Writer::default()),
             commit: GroupCommit::new(),
             sequence: AtomicU64::new(0),
             fetcher,
+            background,
             counters: Counters::default(),
         });
         inner.refresh()?;
@@ -219,7 +234,7 @@ impl DiskTier {
     /// `keys` holds one key of `key_bytes` after the other; `pages` is `[n, …]`, each page contiguous. A key stands for
     /// its page's content: one that is known is not written again. Pages may be read by loads when this returns; they
     /// are durable after a [`flush`](Self::flush). After an error, what was stored before is intact and those of these
-    /// pages that could not be written are not there.
+    /// pages that could not be written are not there; with `storage.late`, some may come yet.
     pub fn store(&self, keys: &[u8], key_bytes: usize, pages: &TensorRef<'_>) -> Result<usize, KvCacheError> {
         let inner = self.inner()?;
         let keys = keys_of(keys, key_bytes)?;

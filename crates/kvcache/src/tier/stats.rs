@@ -79,6 +79,8 @@ counters! {
     failed_reads,
     /// Pages that the device did not deliver in time: each a miss.
     late_pages,
+    /// Stores and flushes that the device did not answer in time: each an error.
+    late_writes,
     /// Segments removed to make room.
     evicted_segments,
     /// Pages in them.

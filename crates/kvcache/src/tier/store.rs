@@ -1,97 +1,120 @@
-//! Writing pages, making them durable, and making room.
+//! Storing pages: from the caller's memory to a segment, and making room for one.
 
-use super::check::PIECE_BYTES;
-use super::log::{Active, BATCH_BYTES, Writer};
-use super::record::{Key, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentId};
+use super::chunk::{Batch, Chunk, Filler, Piece};
+use super::log::{Active, Writer, Written};
+use super::record::{Key, SegmentHeader, SegmentId, record_bytes};
 use super::rows::SourceRows;
 use super::segment::Segment;
 use super::sync::lock;
-use super::{Compression, Inner, TierError, root};
+use super::{Inner, TierError, root};
 use crate::tier::device::{SegmentFile, write_full};
+use std::cell::RefCell;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 impl Inner {
     /// Stores the pages whose keys are new; returns how many those were.
+    ///
+    /// The caller's thread copies and checks; where there is a deadline, a thread of the tier writes.
     pub(super) fn store(&self, keys: &[Key], rows: &SourceRows<'_>) -> Result<usize, TierError> {
-        let mut writer = lock(&self.writer);
-        let mut stored = 0;
-        for (row, key) in keys.iter().enumerate() {
-            if writer.parts().0.holds(key) || lock(&self.index).contains(key) {
-                self.counters.known_pages.add(1);
-                continue;
+        let spare = RefCell::new(lock(&self.spare));
+        let filler = RefCell::new(Filler::new(keys, rows, self.kind, self.options.compression));
+        let outcome = RefCell::new(Ok(()));
+        let chunks = std::iter::from_fn(|| {
+            if outcome.borrow().is_err() {
+                return None;
             }
-            let outcome = self.append(&mut writer, *key, rows, row);
-            if let Err(error) = outcome {
-                writer.parts().0.clear();
-                return Err(error);
+            filler.borrow_mut().next(&mut spare.borrow_mut(), |key| lock(&self.index).contains(key))
+        });
+        let settle = |chunk: Chunk, written: Result<(), TierError>| {
+            spare.borrow_mut().keep(chunk);
+            if written.is_err() {
+                *outcome.borrow_mut() = written;
             }
-            stored += 1;
+        };
+        if let (Some(background), Some(this)) = (&self.background, self.this.upgrade()) {
+            let jobs = chunks.map(|mut chunk| {
+                let this = Arc::clone(&this);
+                move || {
+                    let written = this.put(&mut chunk);
+                    (chunk, written)
+                }
+            });
+            let in_time = background.write(jobs, |(chunk, written)| settle(chunk, written));
+            if !in_time && outcome.borrow().is_ok() {
+                self.counters.late_writes.add(1);
+                *outcome.borrow_mut() = Err(self.late("storing"));
+            }
+        } else {
+            for mut chunk in chunks {
+                let written = self.put(&mut chunk);
+                settle(chunk, written);
+            }
         }
-        self.write_batch(&mut writer)?;
-        Ok(stored)
+        let filler = filler.into_inner();
+        self.counters.known_pages.add(filler.known);
+        outcome.into_inner().map(|()| filler.new_pages())
     }
 
-    /// Adds a page to the batch, which is written when it is long enough.
-    fn append(
-        &self,
-        writer: &mut Writer,
-        key: Key,
-        rows: &SourceRows<'_>,
-        row: usize,
-    ) -> Result<(), TierError> {
-        let page_bytes = self.kind.page_bytes;
-        let (batch, active) = writer.parts();
-        let has_room = active
-            .as_ref()
-            .is_some_and(|it| it.has_room(batch.len(), page_bytes, self.options.segment_bytes));
+    /// Writes a chunk, and lets its pages be found.
+    fn put(&self, chunk: &mut Chunk) -> Result<(), TierError> {
+        let mut writer = lock(&self.writer);
+        match chunk {
+            Chunk::Batch(batch) => self.put_batch(&mut writer, batch),
+            Chunk::Piece(piece) => self.put_piece(&mut writer, piece),
+        }
+    }
+
+    fn put_batch(&self, writer: &mut Writer, batch: &mut Batch) -> Result<(), TierError> {
+        let mut done = 0;
+        while done < batch.records.len() {
+            let start = batch.records[done].start;
+            let first = (batch.records[done].end - start) as u64;
+            let active = self.segment_with_room(writer, first)?;
+            let until = done + active.fitting(batch, done, self.options.segment_bytes);
+            let before = active.position;
+            let written = active.write(batch, done..until)?;
+            self.publish(writer, before, &written);
+            done = until;
+        }
+        Ok(())
+    }
+
+    fn put_piece(&self, writer: &mut Writer, piece: &Piece) -> Result<(), TierError> {
+        if piece.is_first {
+            self.segment_with_room(writer, record_bytes(self.kind.page_bytes))?;
+        }
+        // A piece behind one that could not be written has no segment, or another one.
+        let Some(active) = &mut writer.active else { return Ok(()) };
+        let before = active.position;
+        if let Some(written) = active.write_piece(piece)? {
+            self.publish(writer, before, &[written]);
+        }
+        Ok(())
+    }
+
+    /// The segment that is written, or a new one where that has no room for so many bytes.
+    fn segment_with_room<'a>(&self, writer: &'a mut Writer, bytes: u64) -> Result<&'a mut Active, TierError> {
+        let has_room =
+            writer.active.as_ref().is_some_and(|it| it.has_room(bytes, self.options.segment_bytes));
         if !has_room {
-            self.write_batch(writer)?;
             seal(writer);
             let begun = self.begin_segment(writer)?;
-            writer.active = Some(begun);
+            return Ok(writer.active.insert(begun));
         }
-        let (batch, active) = writer.parts();
-        let Some(active) = active else { return Ok(()) };
-        if page_bytes as usize > PIECE_BYTES && self.options.compression == Compression::None {
-            let (segment, before) = (Arc::clone(&active.segment), active.position);
-            let outcome = batch.write_long(active, key, rows, row);
-            let written = (active.position - before) as usize;
-            self.finish_batch(writer, &segment, before, written, outcome)
-        } else {
-            batch.push(key, rows, row, self.options.compression, &active.segment);
-            if batch.len() >= BATCH_BYTES { self.write_batch(writer) } else { Ok(()) }
-        }
+        // The smallest segment holds a page, so a new one has room; and there is one.
+        writer.active.as_mut().ok_or(TierError::Closed)
     }
 
-    /// Writes the batch, if there is something in it, and lets its pages be found.
-    fn write_batch(&self, writer: &mut Writer) -> Result<(), TierError> {
-        let (batch, active) = writer.parts();
-        let Some(active) = active.as_mut().filter(|_| !batch.is_empty()) else { return Ok(()) };
-        let (segment, before) = (Arc::clone(&active.segment), active.position);
-        let outcome = batch.write(active);
-        let written = batch.len();
-        self.finish_batch(writer, &segment, before, written, outcome)
-    }
-
-    /// Lets the pages of a batch that was written be found; empties the batch.
-    fn finish_batch(
-        &self,
-        writer: &mut Writer,
-        segment: &Arc<Segment>,
-        before: u64,
-        written: usize,
-        outcome: Result<(), TierError>,
-    ) -> Result<(), TierError> {
-        let (batch, _) = writer.parts();
-        if outcome.is_ok() {
-            self.counters.stored_pages.add(batch.records.len());
-            self.counters.written_bytes.add(written);
-            lock(&self.index).add_pages(segment, batch.records.iter().copied());
-        }
-        batch.clear();
-        outcome.map(|()| writer.note_dirty(segment, before))
+    /// Lets pages be found that were written from `before` on.
+    fn publish(&self, writer: &mut Writer, before: u64, written: &[Written]) {
+        let Some(active) = &writer.active else { return };
+        let segment = Arc::clone(&active.segment);
+        self.counters.stored_pages.add(written.len());
+        self.counters.written_bytes.add((active.position - before) as usize);
+        lock(&self.index).add_pages(&segment, written.iter().copied());
+        writer.note_dirty(&segment, before);
     }
 
     /// Begins a segment, in a new file or in that of a segment that had to go.
@@ -115,7 +138,7 @@ impl Inner {
             lock(&self.index).add_segment(&segment);
             self.note_own(&segment);
             writer.note_dirty(&segment, 0);
-            Ok(Active { segment, position: SEGMENT_HEADER_BYTES as u64 })
+            Ok(Active::new(segment))
         })
     }
 
@@ -205,49 +228,12 @@ impl Inner {
         Ok(total)
     }
 
-    /// Makes all that was stored before this call durable.
-    pub(super) fn flush(&self) -> Result<(), TierError> {
-        self.commit.commit(|| {
-            let (dirty, new_entries) = {
-                let mut writer = lock(&self.writer);
-                (std::mem::take(&mut writer.dirty), std::mem::take(&mut writer.new_entries))
-            };
-            self.counters.syncs.add(1);
-            let mut outcome = Ok(());
-            for dirty in &dirty {
-                if let Err(error) = dirty.segment.file.sync() {
-                    // What the device did not take may be lost though it can still be read: it must not be
-                    // acknowledged by a later flush, so it goes.
-                    let pages = lock(&self.index).remove_pages_from(&dirty.segment, dirty.from);
-                    self.counters.unsynced_pages.add(pages);
-                    self.abandon(&dirty.segment);
-                    outcome = Err(TierError::io("syncing", &dirty.segment.path, &error));
-                }
-            }
-            if new_entries {
-                let directory = &self.root.own_directory;
-                let synced = self.root.device.sync_directory(directory);
-                let synced = synced.and_then(|()| self.root.device.sync_directory(&self.root.path));
-                if let Err(error) = synced {
-                    lock(&self.writer).new_entries = true;
-                    outcome = Err(TierError::io("syncing", directory, &error));
-                }
-            }
-            outcome
-        })
-    }
-
-    /// Writes no more to a segment whose sync failed.
-    fn abandon(&self, segment: &Arc<Segment>) {
-        let mut writer = lock(&self.writer);
-        if writer.active.as_ref().is_some_and(|active| Arc::ptr_eq(&active.segment, segment)) {
-            writer.active = None;
-        }
-    }
-
-    /// Ends writing: the active segment is cut to what it has.
+    /// Ends writing: the active segment is cut to what it has. Not where a thread still waits for the device to take
+    /// something: then the segment stays open, as after a crash.
     pub(super) fn finish(&self) {
-        seal(&mut lock(&self.writer));
+        if let Ok(mut writer) = self.writer.try_lock() {
+            seal(&mut writer);
+        }
     }
 }
 

@@ -33,7 +33,7 @@ impl DiskTier {
     #[new]
     #[pyo3(signature = (
         path, *, capacity_bytes, page_bytes, fingerprint, segment_bytes = None, writer = None, checksum = "xxh3",
-        compression = None, deadline = None
+        compression = None, deadline = None, write_deadline = None
     ))]
     #[allow(clippy::too_many_arguments)] // options, each by its name
     fn new(
@@ -47,6 +47,7 @@ impl DiskTier {
         checksum: &str,
         compression: Option<&str>,
         deadline: Option<f64>,
+        write_deadline: Option<f64>,
     ) -> PyResult<Self> {
         let mut options = TierOptions::new(capacity_bytes.0 as u64, page_bytes.0, fingerprint);
         options.segment_bytes = segment_bytes.map(|bytes| bytes.0 as u64);
@@ -57,6 +58,7 @@ impl DiskTier {
             .map_err(KvCacheError::from)
             .map_err(NativeError::from)?;
         options.deadline = deadline.map(seconds).transpose()?;
+        options.write_deadline = write_deadline.map(seconds).transpose()?;
         run(py, LONG, || CoreTier::open(&path, &options)).map(|tier| Self { tier })
     }
 

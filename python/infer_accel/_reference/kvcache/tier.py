@@ -41,6 +41,7 @@ class DiskTier:
         checksum: str = "xxh3",
         compression: str | None = None,
         deadline: float | None = None,
+        write_deadline: float | None = None,
     ) -> None:
         if not 1 <= page_bytes <= _MAX_PAGE_BYTES:
             code = "argument.count" if page_bytes < 0 else "argument.page_bytes"
@@ -49,8 +50,9 @@ class DiskTier:
             raise ArgumentError(f"checksum={checksum!r} came", code="argument.checksum")
         if compression not in {None, "zstd"}:
             raise ArgumentError(f"compression={compression!r} came", code="argument.compression")
-        if deadline is not None and not deadline > 0:
-            raise ArgumentError(f"deadline={deadline} came", code="argument.deadline")
+        for seconds in (deadline, write_deadline):
+            if seconds is not None and not seconds > 0:
+                raise ArgumentError(f"a deadline of {seconds} came", code="argument.deadline")
         needed = 2 * (_HEADER_BYTES + page_bytes)
         if capacity_bytes < needed:
             code = "argument.count" if capacity_bytes < 0 else "argument.capacity_bytes"
@@ -338,6 +340,7 @@ _COUNTERS = (
     "vanished_pages",
     "failed_reads",
     "late_pages",
+    "late_writes",
     "evicted_segments",
     "evicted_pages",
     "refused_segments",

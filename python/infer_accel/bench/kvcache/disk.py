@@ -1,10 +1,17 @@
-"""Rows of the disk tier: pages stored, and pages loaded and checked, beside those who write one file a page."""
+"""Rows of the disk tier: pages stored, and pages loaded and checked, beside those who write one file a page.
+
+Contenders of one row promise the same. *Store*: the pages outlive the process, and nobody waits for the device. So does
+O_DIRECT without a sync: names and lengths of the files, and what the device holds in its own cache, are lost with the
+power. *Store, durable*: ours syncs, and so do the others; vLLM's tier never does, and has no part in it.
+"""
 
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +41,9 @@ def cases(bench: Bench) -> Iterator[Case]:
         with tempfile.TemporaryDirectory(prefix="infer-accel-bench-") as folder:
             work = _Work(Path(folder), page_bytes, _BATCH_BYTES // (4 if bench.quick else 1))
             yield work.store(bench)
-            yield work.load(bench)
+            yield work.store(bench, durable=True)
+            for threads in (1, 2):
+                yield work.load(bench, threads)
 
 
 def _aligned(count: int, page_bytes: int) -> Bytes:
@@ -73,32 +82,38 @@ class _Work:
             fingerprint=b"bench",
         )
 
-    def store(self, bench: Bench) -> Case:
+    def store(self, bench: Bench, *, durable: bool = False) -> Case:
         """Store batches that were never seen, within a bounded directory."""
-        tier, round_of = self.tier("store"), [0]
+        how = ", durable" if durable else ""
+        tier, round_of = self.tier(f"store{how}"), [0]
 
         def fresh_keys() -> None:
             round_of[0] += 1
             self.keys[:, :8] = np.frombuffer(round_of[0].to_bytes(8, "little"), np.uint8)
+
+        def run() -> object:
+            stored = tier.store(self.keys, self.pages)
+            if durable:
+                tier.flush()
+            return stored
 
         def check(stored: object) -> None:
             np.testing.assert_equal(stored, len(self.keys))
             tier.load(self.keys, self.out)
             self.check_loaded(None)
 
-        peers = [self._files_store("numpy tofile, one file a page", _numpy_store)]
-        if (vllm := bench.rival("vllm")) is not None:
+        plain = "numpy tofile + fsync, one file a page" if durable else "numpy tofile, one file a page"
+        peers = [self._files_store(plain, _numpy_store_synced if durable else _numpy_store)]
+        if not durable and (vllm := bench.rival("vllm")) is not None:
             for direct in (False, True):
                 if (write := _vllm_store(use_direct=direct)) is not None:
-                    how = "O_DIRECT" if direct else "page cache"
-                    peers.append(self._files_store(f"vLLM {vllm.__version__} fs tier, {how}", write))
+                    way = "O_DIRECT" if direct else "page cache"
+                    peers.append(self._files_store(f"vLLM {vllm.__version__} fs tier, {way}", write))
         return Case(
-            name=f"DiskTier store, {_name(self.page_bytes)} pages",
+            name=f"DiskTier store{how}, {_name(self.page_bytes)} pages",
             measure=rate("GB/s", 1e9),
             work=self.pages.nbytes,
-            ours=Contender(
-                "infer-accel", lambda: tier.store(self.keys, self.pages), check, prepare=fresh_keys
-            ),
+            ours=Contender("infer-accel", run, check, prepare=fresh_keys),
             peers=peers,
         )
 
@@ -120,53 +135,79 @@ class _Work:
 
         return Contender(name, lambda: write(paths, self.pages), check, prepare=prepare)
 
-    def load(self, bench: Bench) -> Case:
+    def load(self, bench: Bench, threads: int) -> Case:
         """Load a batch that lies in the page cache; ours checks every byte."""
-        tier = self.tier("load")
+        tier = self.tier(f"load-{threads}")
         tier.store(self.keys, self.pages)
-        folder = self.folder / "files"
+        folder = self.folder / f"files-{threads}"
         folder.mkdir()
         paths = [str(folder / name) for name in self.names]
         _numpy_store(paths, self.pages)
 
         def ours() -> object:
-            return tier.load(self.keys, self.out, num_threads=1)
+            return tier.load(self.keys, self.out, num_threads=threads)
 
         def check(found: object) -> None:
             np.testing.assert_array_equal(found, True)  # noqa: FBT003 - the value, not a switch
             self.check_loaded(None)
 
-        def by_numpy() -> None:
-            for row, path in zip(self.out, paths, strict=True):
+        def by_numpy(paths: list[str], out: Bytes) -> None:
+            for row, path in zip(out, paths, strict=True):
                 row[:] = np.fromfile(path, np.uint8)
 
-        def by_readinto() -> None:
-            for row, path in zip(self.out, paths, strict=True):
+        def by_readinto(paths: list[str], out: Bytes) -> None:
+            for row, path in zip(out, paths, strict=True):
                 with Path(path).open("rb", buffering=0) as file:
                     file.readinto(row.data)
 
-        peers = [
-            Contender("numpy fromfile, unchecked", by_numpy, self.check_loaded),
-            Contender("readinto, unchecked", by_readinto, self.check_loaded),
-        ]
+        def contender(name: str, read: Callable[[list[str], Bytes], None]) -> Contender:
+            run = _in_threads(threads, read, paths, self.out)
+            return Contender(f"{name}, unchecked", run, self.check_loaded)
+
+        peers = [contender("numpy fromfile", by_numpy), contender("readinto", by_readinto)]
         if (vllm := bench.rival("vllm")) is not None:
             for direct in (False, True):
-                if (read := _vllm_load(paths, self.out, use_direct=direct)) is not None:
-                    how = "O_DIRECT" if direct else "page cache"
-                    name = f"vLLM {vllm.__version__} fs tier, {how}, unchecked"
-                    peers.append(Contender(name, read, self.check_loaded))
+                if (read := _vllm_load(use_direct=direct)) is not None:
+                    way = "O_DIRECT" if direct else "page cache"
+                    peers.append(contender(f"vLLM {vllm.__version__} fs tier, {way}", read))
+        plural = "s" if threads > 1 else ""
         return Case(
-            name=f"DiskTier load, verified, {_name(self.page_bytes)} pages",
+            name=f"DiskTier load, verified, {_name(self.page_bytes)} pages, {threads} thread{plural}",
             measure=rate("GB/s", 1e9),
             work=self.pages.nbytes,
             ours=Contender("infer-accel", ours, check),
             peers=peers,
+            threads=threads,
         )
+
+
+def _in_threads(
+    threads: int, read: Callable[[list[str], Bytes], None], paths: list[str], out: Bytes
+) -> Callable[[], None]:
+    """Return a call that gives each thread a part of the pages, as a pool that runs a job a thread."""
+    if threads == 1:
+        return lambda: read(paths, out)
+    pool = ThreadPoolExecutor(threads)
+    share = -(-len(paths) // threads)
+    parts = [slice(first, first + share) for first in range(0, len(paths), share)]
+
+    def run() -> None:
+        for future in [pool.submit(read, paths[part], out[part]) for part in parts]:
+            future.result()
+
+    return run
 
 
 def _numpy_store(paths: list[str], pages: Bytes) -> None:
     for path, page in zip(paths, pages, strict=True):
         page.tofile(path)
+
+
+def _numpy_store_synced(paths: list[str], pages: Bytes) -> None:
+    for path, page in zip(paths, pages, strict=True):
+        with Path(path).open("wb", buffering=0) as file:
+            file.write(page.data)
+            os.fdatasync(file.fileno())
 
 
 def _vllm_store(*, use_direct: bool) -> Callable[[list[str], Bytes], None] | None:
@@ -183,10 +224,14 @@ def _vllm_store(*, use_direct: bool) -> Callable[[list[str], Bytes], None] | Non
     return run
 
 
-def _vllm_load(paths: list[str], out: Bytes, *, use_direct: bool) -> Callable[[], None] | None:
+def _vllm_load(*, use_direct: bool) -> Callable[[list[str], Bytes], None] | None:
     try:
         from vllm.v1.kv_offload.tiering.fs.io import batch_load_block
     except ImportError:
         return None
-    offsets = list(range(0, out.nbytes, out.shape[1]))
-    return lambda: batch_load_block(paths, out.data, offsets, out.shape[1], use_direct)
+
+    def run(paths: list[str], out: Bytes) -> None:
+        offsets = list(range(0, out.nbytes, out.shape[1]))
+        batch_load_block(paths, out.data, offsets, out.shape[1], use_direct)
+
+    return run

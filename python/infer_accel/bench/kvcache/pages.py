@@ -20,7 +20,7 @@ __all__ = ["cases"]
 
 def cases(bench: Bench) -> Iterator[Case]:
     """Yield a row for each size of page and number of threads."""
-    sizes = [16 << 10, 64 << 10] if bench.quick else [4 << 10, 16 << 10, 64 << 10, 2 << 20]
+    sizes = [4 << 10, 64 << 10] if bench.quick else [4 << 10, 16 << 10, 64 << 10, 2 << 20]
     for page_bytes in sizes:
         for threads in (1, 2):
             yield _page_copy(bench, page_bytes, threads)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def cases(bench: Bench, hashes: Bytes) -> Iterator[Case]:
     """Yield the rows of the pool; `hashes` are those of a long prompt."""
     yield _alloc_and_free(bench)
     yield _lookup(bench, hashes)
+    yield _match(bench, hashes)
 
 
 def _alloc_and_free(bench: Bench) -> Case:
@@ -96,6 +98,47 @@ def _lookup(bench: Bench, hashes: Bytes) -> Case:
         ours=Contender("infer-accel", cycle(kvcache.BlockPool(_POOL_BLOCKS)), check),
         peers=peers,
     )
+
+
+def _match(bench: Bench, hashes: Bytes) -> Case:
+    """Build the row of a router's question: how long is the prefix that is cached? No block is taken."""
+    expected = len(hashes)
+
+    def filled(
+        pool: kvcache.BlockPool | reference.kvcache.BlockPool,
+    ) -> kvcache.BlockPool | reference.kvcache.BlockPool:
+        blocks = pool.alloc(len(hashes))
+        pool.cache(blocks, hashes)
+        pool.free(blocks[::-1])
+        return pool
+
+    def check(length: object) -> None:
+        np.testing.assert_equal(length, expected, "blocks that match")
+
+    ours = filled(kvcache.BlockPool(_POOL_BLOCKS))
+    plain = filled(reference.kvcache.BlockPool(_POOL_BLOCKS))
+    peers = [Contender("Python reference", lambda: plain.cached_prefix(hashes), check)]
+    if (dynamo := bench.rival("dynamo._core")) is not None:
+        name = f"Dynamo {bench.rivals.versions['dynamo._core']} RadixTree, 64-bit hashes"
+        peers.append(Contender(name, _match_of_dynamo(dynamo, hashes), check))
+    return Case(
+        name=f"BlockPool match, {len(hashes)} cached blocks, hashes given",
+        measure=cost("ns/block", 1e-9),
+        work=len(hashes),
+        ours=Contender("infer-accel", lambda: ours.cached_prefix(hashes), check),
+        peers=peers,
+    )
+
+
+def _match_of_dynamo(dynamo: Any, hashes: Bytes) -> Callable[[], object]:  # noqa: ANN401 - the rival
+    """Return its router's tree, which compares 64 bits of a hash, of one worker that holds all blocks."""
+    words = (hashes[:, :8].copy().view(np.uint64)[:, 0] >> np.uint64(1)).tolist()
+    stored = [{"block_hash": word, "tokens_hash": word} for word in words]
+    event = {"event_id": 1, "dp_rank": 0, "data": {"stored": {"parent_hash": None, "blocks": stored}}}
+    tree = dynamo.RadixTree()
+    tree.apply_event(1, json.dumps(event).encode())
+
+    return lambda: max(tree.find_matches(words).scores.values())
 
 
 def _ids(handles: object) -> npt.NDArray[np.int64]:

@@ -20,6 +20,7 @@ pub(crate) struct Faults {
     /// Nothing is found in memory.
     pub(crate) cold: AtomicBool,
     hanging: Mutex<bool>,
+    hanging_writes: Mutex<bool>,
     released: Condvar,
 }
 
@@ -33,6 +34,7 @@ impl Default for Faults {
             fail_syncs: AtomicBool::new(false),
             cold: AtomicBool::new(false),
             hanging: Mutex::new(false),
+            hanging_writes: Mutex::new(false),
             released: Condvar::new(),
         }
     }
@@ -43,6 +45,17 @@ impl Faults {
     pub(crate) fn hang(&self, hanging: bool) {
         *self.hanging.lock().unwrap() = hanging;
         self.released.notify_all();
+    }
+
+    /// Writes and syncs wait until the device answers again.
+    pub(crate) fn hang_writes(&self, hanging: bool) {
+        *self.hanging_writes.lock().unwrap() = hanging;
+        self.released.notify_all();
+    }
+
+    fn wait(&self, hanging: &Mutex<bool>) {
+        let hanging = hanging.lock().unwrap();
+        drop(self.released.wait_while(hanging, |hanging| *hanging).unwrap());
     }
 }
 
@@ -98,11 +111,7 @@ fn broken() -> io::Error {
 
 impl SegmentFile for FaultyFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut hanging = self.faults.hanging.lock().unwrap();
-        while *hanging {
-            hanging = self.faults.released.wait(hanging).unwrap();
-        }
-        drop(hanging);
+        self.faults.wait(&self.faults.hanging);
         if self.faults.fail_reads.load(Ordering::Relaxed) {
             return Err(broken());
         }
@@ -120,6 +129,7 @@ impl SegmentFile for FaultyFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.faults.wait(&self.faults.hanging_writes);
         if self.faults.fail_writes.load(Ordering::Relaxed) {
             return Err(broken());
         }
@@ -134,6 +144,7 @@ impl SegmentFile for FaultyFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.faults.wait(&self.faults.hanging_writes);
         if self.faults.fail_syncs.load(Ordering::Relaxed) { Err(broken()) } else { self.inner.sync() }
     }
 

@@ -2,8 +2,10 @@
 
 mod damage;
 mod faults;
+mod long_pages;
 mod sharing;
 
+use super::check::PIECE_BYTES;
 use super::device::faulty::{Faults, FaultyDevice};
 use super::*;
 use std::fs;
@@ -204,9 +206,7 @@ fn pages_of_any_stride_and_type() {
 
 #[test]
 fn long_pages_are_written_piece_by_piece() {
-    for page_bytes in
-        [log::BATCH_BYTES - 1, log::BATCH_BYTES, log::BATCH_BYTES + 1, 3 * log::BATCH_BYTES + 77]
-    {
+    for page_bytes in [PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES + 77, 8 * PIECE_BYTES] {
         for checksum in [Checksum::Xxh3, Checksum::Blake3] {
             let directory = Directory::new();
             let mut options = TierOptions { checksum, ..TierOptions::new(16 << 20, page_bytes, *b"long") };
