@@ -173,6 +173,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"compression": "gzip"}, "argument.compression"),
     ({"deadline": 0.0}, "argument.deadline"),
     ({"deadline": -1.0}, "argument.deadline"),
+    ({"write_deadline": 0.0}, "argument.deadline"),
+    ({"write_deadline": -1.0}, "argument.deadline"),
     ({"deadline": float("nan")}, "argument.deadline"),
 ]
 
