@@ -2,6 +2,7 @@
 
 use super::Kernels;
 use super::pack::{self, ColumnPack, RowPack};
+use super::pack_rows;
 use super::passes::passes;
 use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage, Sums};
@@ -221,7 +222,7 @@ unsafe fn pack_columns(job: &ColumnPack) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pack_rows(job: &RowPack) {
     // SAFETY: this function enables the tier; the caller vouches for the job.
-    unsafe { pack::rows::<ROWS>(job) }
+    unsafe { pack_rows::rows::<F32x8, ROWS>(job) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -3,6 +3,7 @@
 use super::Kernels;
 use super::avx2::transpose_words;
 use super::pack::{self, ColumnPack, RowPack};
+use super::pack_rows;
 use super::passes::passes;
 use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage, Sums};
@@ -198,7 +199,7 @@ unsafe fn pack_columns(job: &ColumnPack) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
 unsafe fn pack_rows(job: &RowPack) {
     // SAFETY: this function enables the tier; the caller vouches for the job.
-    unsafe { pack::rows::<ROWS>(job) }
+    unsafe { pack_rows::rows::<F32x16, ROWS>(job) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]

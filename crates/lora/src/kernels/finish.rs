@@ -112,6 +112,10 @@ impl Finished {
 impl RowSink for Finish<'_> {
     type State = Finished;
 
+    fn wants_split(&self) -> bool {
+        self.plain_scaling().is_some() && self.source.format.is_split()
+    }
+
     fn begin(&self) -> Finished {
         Finished {
             statistics: MergeStatistics::default(),
@@ -134,8 +138,8 @@ impl RowSink for Finish<'_> {
         unsafe {
             let source = self.source.dense(row, column, count, buffers.gathered);
             if let Some(scaling) = self.plain_scaling() {
-                let add = passes.add_stored[self.source.format as usize];
-                add(source, segment.sums(0), scaling, stored, count);
+                let add = if self.wants_split() { &passes.add_tiles } else { &passes.add_stored };
+                add[self.source.format as usize](source, segment.sums(0), scaling, stored, count);
                 if self.with_residue {
                     self.note(buffers, segment, source, state);
                 }
@@ -224,7 +228,7 @@ impl Finish<'_> {
         let formats = (self.source.format, self.target.format);
         // SAFETY: the caller vouches for the tier and the old bits; every buffer holds a segment.
         unsafe {
-            restore(kernels, formats, stored, segment, self.scalings, values, restored);
+            restore(kernels, formats, stored, (segment, self.wants_split()), self.scalings, values, restored);
             let hash = (kernels.passes.hash)(stored, count * formats.1.size());
             state.digest = state.digest.wrapping_add(summand(hash, row, column));
             let first = row * self.source.columns as u64 + column as u64;
@@ -242,13 +246,13 @@ impl Finish<'_> {
 /// # Safety
 ///
 /// The processor has the tier of the kernels; `merged`, `values` and `restored` hold a segment, of the formats
-/// (before, after).
+/// (before, after); the inner products are split only where there is one pair of factors and one format.
 #[inline(always)]
 pub(super) unsafe fn restore(
     kernels: &Kernels,
     (before, after): (Format, Format),
     merged: *const u8,
-    segment: &Segment,
+    (segment, is_split): (&Segment, bool),
     scalings: &[f32],
     values: *mut f32,
     restored: *mut u8,
@@ -260,8 +264,8 @@ pub(super) unsafe fn restore(
             return restored.copy_from_nonoverlapping(merged, segment.count * before.size());
         }
         if let (&[scaling], true) = (scalings, before == after) {
-            let add = kernels.passes.add_stored[before as usize];
-            return add(merged, segment.sums(0), -scaling, restored, segment.count);
+            let add = if is_split { &kernels.passes.add_tiles } else { &kernels.passes.add_stored };
+            return add[before as usize](merged, segment.sums(0), -scaling, restored, segment.count);
         }
         (kernels.widen[after as usize])(merged, values, segment.count);
         for (part, &scaling) in scalings.iter().enumerate().rev() {
@@ -302,28 +306,35 @@ unsafe fn differences<B: Bits>(
     first: u64,
     found: &mut Vec<Exception>,
 ) {
-    // Differences are rare: words are compared first.
-    let (size, words) = (size_of::<B>(), count * size_of::<B>() / size_of::<u64>());
-    let in_word = size_of::<u64>() / size;
-    let mut compare = |range: std::ops::Range<usize>| {
-        for at in range {
-            // SAFETY: the caller vouches for `count` elements.
-            let [wanted, got] =
-                [wanted, got].map(|bits| unsafe { bits.add(at * size).cast::<B>().read_unaligned() });
-            if wanted != got {
-                found.push(Exception { index: first + at as u64, difference: wanted.minus(got) });
-            }
+    // Differences are rare: chunks are compared first, then words, whose bits tell the elements.
+    type Chunk = [u64; 4];
+    let (size, chunks) = (size_of::<B>(), count * size_of::<B>() / size_of::<Chunk>());
+    let (in_chunk, in_word) = (size_of::<Chunk>() / size, size_of::<u64>() / size);
+    let mut note = |at: usize| {
+        // SAFETY: the caller vouches for `count` elements.
+        let [wanted, got] =
+            [wanted, got].map(|bits| unsafe { bits.add(at * size).cast::<B>().read_unaligned() });
+        if wanted != got {
+            found.push(Exception { index: first + at as u64, difference: wanted.minus(got) });
         }
     };
-    for word in 0..words {
+    for chunk in 0..chunks {
         // SAFETY: as above.
         let [left, right] =
-            [wanted, got].map(|bits| unsafe { bits.cast::<u64>().add(word).read_unaligned() });
-        if left != right {
-            compare(word * in_word..(word + 1) * in_word);
+            [wanted, got].map(|bits| unsafe { bits.cast::<Chunk>().add(chunk).read_unaligned() });
+        let words: Chunk = std::array::from_fn(|word| u64::from_le(left[word] ^ right[word]));
+        if words[0] | words[1] | words[2] | words[3] == 0 {
+            continue;
+        }
+        for (word, mut bits) in words.into_iter().enumerate() {
+            while bits != 0 {
+                let lane = bits.trailing_zeros() as usize / (8 * size);
+                note(chunk * in_chunk + word * in_word + lane);
+                bits &= !(u64::MAX >> (64 - 8 * size) << (8 * size * lane));
+            }
         }
     }
-    compare(words * in_word..count);
+    (chunks * in_chunk..count).for_each(note);
 }
 
 /// A pass that adds up the squares of what a merge would give, row by row.

@@ -100,17 +100,32 @@ impl Matrix {
     /// The elements are readable; `buffer` is writable for `count` of them.
     #[inline(always)]
     pub(crate) unsafe fn dense(&self, row: usize, column: usize, count: usize, buffer: *mut u8) -> *const u8 {
-        let first = self.at(row, column);
         if self.has_dense_rows() {
-            return first;
+            return self.at(row, column);
         }
-        let size = self.format.size();
-        for at in 0..count {
-            let from = first.wrapping_offset(at as isize * self.column_stride);
-            // SAFETY: the caller vouches for the elements and the buffer, which lie apart.
-            unsafe { buffer.add(at * size).copy_from_nonoverlapping(from, size) };
-        }
+        // SAFETY: the caller vouches for the elements and the buffer.
+        unsafe { self.gather(row, column, count, buffer) };
         buffer
+    }
+
+    /// Copies some elements of a row.
+    ///
+    /// # Safety
+    ///
+    /// The elements are readable, `bytes` writable for `count` of them, and apart.
+    #[inline(always)]
+    pub(crate) unsafe fn gather(&self, row: usize, column: usize, count: usize, bytes: *mut u8) {
+        let (first, size) = (self.at(row, column), self.format.size());
+        // SAFETY: the caller vouches for the elements and the bytes.
+        unsafe {
+            if self.has_dense_rows() {
+                return bytes.copy_from_nonoverlapping(first, count * size);
+            }
+            for at in 0..count {
+                let from = first.wrapping_offset(at as isize * self.column_stride);
+                bytes.add(at * size).copy_from_nonoverlapping(from, size);
+            }
+        }
     }
 
     /// Writes some elements of a row.

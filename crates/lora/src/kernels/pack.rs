@@ -68,7 +68,7 @@ pub(crate) struct RowPack {
 ///
 /// `at(k)` is readable for every rank `k` below `rank`.
 #[inline(always)]
-unsafe fn value(
+pub(super) unsafe fn value(
     format: Format,
     order: Order,
     rank: usize,
@@ -274,32 +274,6 @@ unsafe fn rest<V: Vector>(matrix: &Matrix, job: &ColumnPack, panel: *mut f32, fi
             unsafe {
                 let packed = value(matrix.format, job.order, matrix.rows, step, |k| matrix.at(k, column));
                 panel.add(step * width + place).write(packed);
-            }
-        }
-    }
-}
-
-/// Packs rows into panels of `PANEL` rows.
-///
-/// # Safety
-///
-/// Every element of the matrix is readable; `panels` is writable for `PANEL · steps` numbers for each panel; a
-/// matrix packed in pairs is of bfloat16.
-#[inline(always)]
-pub(crate) unsafe fn rows<const PANEL: usize>(job: &RowPack) {
-    let rank = job.matrix.columns;
-    let steps = job.order.steps(rank);
-    for row in 0..job.count.next_multiple_of(PANEL) {
-        let panel = job.panels.wrapping_add(row / PANEL * PANEL * steps + row % PANEL);
-        for step in 0..steps {
-            // SAFETY: the caller vouches for the elements of the rows, and for the panels.
-            unsafe {
-                let packed = if row < job.count {
-                    value(job.matrix.format, job.order, rank, step, |k| job.matrix.at(job.first + row, k))
-                } else {
-                    0.0
-                };
-                panel.add(step * PANEL).write(packed);
             }
         }
     }

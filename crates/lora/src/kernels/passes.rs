@@ -34,6 +34,9 @@ pub(crate) struct Passes {
     pub(crate) narrow: [unsafe fn(*const f32, *mut u8, usize); 3],
     /// What a plain merge does, in one pass: reads stored elements, adds `scaling · sums`, rounds to storage.
     pub(crate) add_stored: [AddStored; 3],
+    /// The same with inner products in the order of a tile of the format, as [`Storage::load`] has it; `sums` is
+    /// filled up to whole tiles.
+    pub(crate) add_tiles: [AddStored; 3],
     /// `values = fma(scaling, sums, values)`.
     pub(crate) add_scaled: unsafe fn(*mut f32, *const f32, f32, usize),
     /// `values = factor · values`.
@@ -72,6 +75,17 @@ macro_rules! passes {
             unsafe { plain::add_stored::<$vector, S>(source, sums, scaling, target, count) }
         }
         $(#[$enable])*
+        unsafe fn add_tiles<S: Storage>(
+            source: *const u8,
+            sums: *const f32,
+            scaling: f32,
+            target: *mut u8,
+            count: usize,
+        ) {
+            // SAFETY: as above.
+            unsafe { plain::add_tiles::<$vector, S>(source, sums, scaling, target, count) }
+        }
+        $(#[$enable])*
         unsafe fn add_scaled(values: *mut f32, sums: *const f32, scaling: f32, count: usize) {
             // SAFETY: as above.
             unsafe { plain::add_scaled(values, sums, scaling, count) }
@@ -84,7 +98,7 @@ macro_rules! passes {
         $(#[$enable])*
         unsafe fn dither<S: Storage>(values: *mut f32, key: RowKey, column: u32, count: usize) {
             // SAFETY: as above.
-            unsafe { plain::dither::<S>(values, key, column, count) }
+            unsafe { $crate::kernels::random::dither::<S>(values, key, column, count) }
         }
         $(#[$enable])*
         unsafe fn squares(values: *const f32, parts: *mut [f32; plain::PARTS], count: usize) {
@@ -109,6 +123,7 @@ macro_rules! passes {
         plain::Passes {
             narrow: [narrow::<F32>, narrow::<F16>, narrow::<Bf16>],
             add_stored: [add_stored::<F32>, add_stored::<F16>, add_stored::<Bf16>],
+            add_tiles: [add_tiles::<F32>, add_tiles::<F16>, add_tiles::<Bf16>],
             add_scaled,
             multiply,
             dither: [dither::<F32>, dither::<F16>, dither::<Bf16>],
@@ -225,6 +240,57 @@ pub(super) unsafe fn add_stored<V: Vector, S: Storage>(
     }
 }
 
+/// See [`Passes::add_tiles`].
+///
+/// # Safety
+///
+/// As [`add_stored`]; `sums` is readable for whole tiles.
+#[inline(always)]
+pub(super) unsafe fn add_tiles<V: Vector, S: Storage>(
+    source: *const u8,
+    sums: *const f32,
+    scaling: f32,
+    target: *mut u8,
+    count: usize,
+) {
+    let width = 2 * V::LANES;
+    let whole = count / width * width;
+    // SAFETY: the caller vouches for tier and memory; offsets stay below `count`, and what is left over goes through
+    // memory that holds the widest tile.
+    unsafe {
+        let factor = V::splat(scaling);
+        for at in (0..whole).step_by(width) {
+            add_tile::<V, S>(source.add(at * S::SIZE), sums.add(at), factor, target.add(at * S::SIZE));
+        }
+        if whole < count {
+            let (mut stage, bytes) = ([0_u8; 4 * 2 * PARTS], (count - whole) * S::SIZE);
+            let stage = stage.as_mut_ptr();
+            stage.copy_from_nonoverlapping(source.add(whole * S::SIZE), bytes);
+            add_tile::<V, S>(stage, sums.add(whole), factor, stage);
+            target.add(whole * S::SIZE).copy_from_nonoverlapping(stage, bytes);
+        }
+    }
+}
+
+/// One tile of [`add_tiles`]. A function of its own, for closures are not always compiled for the tier.
+///
+/// # Safety
+///
+/// As [`add_tiles`], for one tile.
+#[inline(always)]
+unsafe fn add_tile<V: Vector, S: Storage>(source: *const u8, sums: *const f32, factor: V, target: *mut u8) {
+    // SAFETY: the caller vouches for tier and memory.
+    unsafe {
+        let before = S::load::<V>(source);
+        let sums = [V::load(sums), V::load(sums.add(V::LANES))];
+        let mut after = [factor.mul_add(sums[0], before[0]), factor.mul_add(sums[1], before[1])];
+        if V::any_nan(&[after]) {
+            after = [after[0].canonical(), after[1].canonical()];
+        }
+        S::store::<V>(after, target);
+    }
+}
+
 /// See [`Passes::add_scaled`].
 ///
 /// # Safety
@@ -249,51 +315,6 @@ pub(super) unsafe fn multiply(values: *mut f32, factor: f32, count: usize) {
         // SAFETY: the caller vouches for `count` numbers.
         unsafe { *values.add(at) *= factor };
     }
-}
-
-/// See [`Passes::dither`].
-///
-/// The bits that the format lacks are a fraction of the step to its next number. A random number as long as these
-/// bits is added and they are cut off: the carry goes up with a probability of that fraction.
-///
-/// # Safety
-///
-/// `values` is readable and writable for `count` numbers.
-#[inline(always)]
-pub(super) unsafe fn dither<S: Storage>(values: *mut f32, key: RowKey, column: u32, count: usize) {
-    for at in 0..count {
-        let random = key.draw(column.wrapping_add(at as u32));
-        // SAFETY: the caller vouches for `count` numbers.
-        unsafe {
-            let value = *values.add(at);
-            *values.add(at) = match S::FORMAT {
-                Format::F32 => value,
-                Format::Bf16 => dither_bf16(value, random >> 16),
-                Format::F16 => dither_f16(value, random >> 19),
-            };
-        }
-    }
-}
-
-#[inline(always)]
-fn dither_bf16(value: f32, random: u32) -> f32 {
-    let moved = f32::from_bits(value.to_bits().wrapping_add(random) & 0xffff_0000);
-    if value.is_nan() { value } else { moved }
-}
-
-#[inline(always)]
-fn dither_f16(value: f32, random: u32) -> f32 {
-    /// The smallest normal number of binary16: below, its steps are all 2⁻²⁴.
-    const SMALLEST_NORMAL: f32 = 1.0 / 16384.0;
-    /// Steps of 2⁻²⁴ cut into 2¹³.
-    const FINE: f32 = (1_u64 << 37) as f32;
-    let size = value.abs();
-    let normal = f32::from_bits(size.to_bits().wrapping_add(random) & 0xffff_e000);
-    // The bound keeps the conversion inside an integer where the other branch is taken.
-    let steps = ((size.min(SMALLEST_NORMAL) * FINE) as i32 + random as i32) >> 13;
-    let subnormal = steps as f32 * (1.0 / (1 << 24) as f32);
-    let moved = if size < SMALLEST_NORMAL { subnormal } else { normal };
-    if value.is_nan() { value } else { moved.copysign(value) }
 }
 
 /// See [`Passes::squares`].

@@ -3,6 +3,7 @@
 use super::Kernels;
 use super::lanes::Lanes;
 use super::pack::{self, ColumnPack, RowPack};
+use super::pack_rows;
 use super::passes::passes;
 use super::shrink::{self, ShrinkTile};
 use super::storage::{Bf16, F16, F32, Storage, Sums};
@@ -27,7 +28,7 @@ unsafe fn pack_columns(job: &ColumnPack) {
 
 unsafe fn pack_rows(job: &RowPack) {
     // SAFETY: the caller vouches for the job.
-    unsafe { pack::rows::<ROWS>(job) }
+    unsafe { pack_rows::rows::<Lanes<LANES>, ROWS>(job) }
 }
 
 unsafe fn shrink<S: Storage>(tile: &ShrinkTile) {

@@ -69,6 +69,11 @@ pub(crate) trait RowSink: Sync {
     /// What a task keeps.
     type State: Send;
 
+    /// Whether the inner products come in the order of a tile of bfloat16, even columns apart from odd ones.
+    fn wants_split(&self) -> bool {
+        false
+    }
+
     /// The state of a task before its first segment.
     fn begin(&self) -> Self::State;
 
@@ -211,7 +216,7 @@ impl Sweep<'_> {
                     let job = ColumnPack {
                         matrix: plan.factors.columns,
                         order: plan.order,
-                        is_split: false,
+                        is_split: sink.wants_split(),
                         first: column,
                         count: width,
                         panels: packed_columns.wrapping_add(padded * plan.before),

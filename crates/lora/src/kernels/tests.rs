@@ -14,6 +14,7 @@ use infer_accel_tensor::simd::available;
 use infer_accel_tensor::{DType, TensorMut, TensorRef, float};
 use proptest::prelude::*;
 
+mod anywhere;
 mod grouped;
 mod slab;
 
@@ -40,7 +41,7 @@ mod wide {
 
     unsafe fn pack_rows(job: &RowPack) {
         // SAFETY: as the portable tier.
-        unsafe { pack::rows::<12>(job) }
+        unsafe { pack_rows::rows::<Wide, 12>(job) }
     }
 
     unsafe fn shrink<S: Storage>(tile: &ShrinkTile) {

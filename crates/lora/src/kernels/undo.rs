@@ -37,6 +37,11 @@ pub(crate) struct Undone {
 impl RowSink for Undo<'_> {
     type State = Undone;
 
+    fn wants_split(&self) -> bool {
+        let (before, after) = (self.target.format, self.source.format);
+        self.scalings.len() == 1 && before == after && before.is_split()
+    }
+
     fn begin(&self) -> Undone {
         Undone { digest: 0, work: Work::new() }
     }
@@ -51,7 +56,15 @@ impl RowSink for Undo<'_> {
             let merged = self.source.dense(row, column, count, gathered);
             let hash = (self.kernels.passes.hash)(merged, count * formats.1.size());
             state.digest = state.digest.wrapping_add(summand(hash, global_row, column));
-            restore(self.kernels, formats, merged, segment, self.scalings, values, stored);
+            restore(
+                self.kernels,
+                formats,
+                merged,
+                (segment, self.wants_split()),
+                self.scalings,
+                values,
+                stored,
+            );
             let first = global_row * self.source.columns as u64 + column as u64;
             self.put_right(std::slice::from_raw_parts_mut(stored, count * formats.0.size()), first, count);
             self.target.scatter(row, column, count, stored);

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infer_accel.bench.lora import _apply, _combine, _load, _merge, _mixed, _model, _quantized
+from infer_accel.bench.lora import _apply, _combine, _fused, _load, _merge, _mixed, _model, _quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,4 +26,5 @@ def cases(bench: Bench) -> Iterator[Case]:
     yield from _combine.cases(bench)
     yield from _model.cases(bench)
     yield from _mixed.cases(bench)
+    yield from _fused.cases(bench)
     yield from _load.cases(bench)

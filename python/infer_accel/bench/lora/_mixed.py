@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from infer_accel.bench.harness import Bench
 
-__all__ = ["cases"]
+__all__ = ["cases", "contenders"]
 
 _WIDTH, _RANK, _DTYPE = 4096, 16, "bfloat16"
 
@@ -118,11 +118,11 @@ def _case(
     )
 
 
-def _contenders(
-    torch: ModuleType, batch: _Batch, expected: NDArray[Any], ways: Mapping[str, Callable[[Any], None]]
+def contenders(
+    torch: ModuleType, start: NDArray[Any], expected: NDArray[Any], ways: Mapping[str, Callable[[Any], None]]
 ) -> list[Contender]:
-    """Return rivals that add to the target that they are given."""
-    before, out = (tensor(torch, array, _DTYPE) for array in (batch.before, batch.before.copy()))
+    """Return rivals that add to the target that they are given; `start` is what it holds at first."""
+    before, out = (tensor(torch, array, _DTYPE) for array in (start, start.copy()))
 
     def check_of(run: Callable[[Any], None]) -> Callable[[object], None]:
         def check(_: object) -> None:
@@ -160,7 +160,7 @@ def _torch(torch: ModuleType, batch: _Batch, expected: NDArray[Any]) -> list[Con
             out[rows] = total.addmm_(x[rows].float() @ down, up, alpha=SCALING)
 
     ways = {"torch addmm_": addmm, "torch two matmuls": two_products, "torch addmm_ in float32": in_float32}
-    return _contenders(torch, batch, expected, ways)
+    return contenders(torch, batch.before, expected, ways)
 
 
 def _vllm(torch: ModuleType, ops: ModuleType, batch: _Batch, expected: NDArray[Any]) -> list[Contender]:
@@ -186,4 +186,4 @@ def _vllm(torch: ModuleType, ops: ModuleType, batch: _Batch, expected: NDArray[A
         ops.sgmv_expand(hidden, b, out, *sequences, add_inputs=True)
 
     ways = {"vLLM bgmv": decode, "vLLM sgmv": prefill}
-    return _contenders(torch, batch, expected, ways)
+    return contenders(torch, batch.before, expected, ways)

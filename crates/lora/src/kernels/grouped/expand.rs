@@ -5,6 +5,9 @@ use super::super::vector::Vector;
 use super::shrink::is_split;
 use super::{PANEL, ROWS};
 
+/// Bytes from the panels at work to those that are asked for: what a core takes in during a miss of all caches.
+const BYTES_AHEAD: usize = 8 << 10;
+
 /// Some rows of the target by a run of whole tiles of `2 · LANES` outputs.
 #[derive(Clone, Copy)]
 pub(crate) struct ExpandJob {
@@ -59,14 +62,16 @@ unsafe fn span<V: Vector, B: Storage, S: Storage, const COUNT: usize, const SIDE
     first: usize,
 ) {
     let mut tile = 0;
+    let step_bytes = SIDES * 2 * V::LANES / PANEL * job.panel_bytes;
+    let ahead = BYTES_AHEAD.div_ceil(step_bytes.max(1)) * step_bytes;
     // SAFETY: the caller vouches for tier and pointers; tiles stay below the job's.
     unsafe {
         while job.tiles - tile >= SIDES {
-            block::<V, B, S, COUNT, SIDES>(job, first, tile);
+            block::<V, B, S, COUNT, SIDES>(job, first, tile, ahead);
             tile += SIDES;
         }
         while SIDES > 1 && tile < job.tiles {
-            block::<V, B, S, COUNT, 1>(job, first, tile);
+            block::<V, B, S, COUNT, 1>(job, first, tile, ahead);
             tile += 1;
         }
     }
@@ -104,6 +109,7 @@ unsafe fn block<V: Vector, B: Storage, S: Storage, const COUNT: usize, const SID
     job: &ExpandJob,
     first: usize,
     tile: usize,
+    ahead: usize,
 ) {
     let panels_a_tile = 2 * V::LANES / PANEL;
     let tile_bytes = panels_a_tile * job.panel_bytes;
@@ -114,6 +120,7 @@ unsafe fn block<V: Vector, B: Storage, S: Storage, const COUNT: usize, const SID
         let mut hidden = job.hidden.add(first);
         for _ in 0..job.rank {
             for side in 0..SIDES {
+                V::prefetch(panels.wrapping_add(side * tile_bytes + ahead));
                 let pair = load::<V, B>(panels.add(side * tile_bytes), job.panel_bytes);
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let factor = V::splat(*hidden.add(row));

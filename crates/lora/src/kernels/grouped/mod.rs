@@ -7,6 +7,7 @@
 //! The packed layout is the same for all tiers: bits of the adapter's own format, moved, never converted.
 
 mod expand;
+mod lines;
 mod pack;
 pub(super) mod run;
 mod shrink;
@@ -24,6 +25,9 @@ pub(crate) const ROWS: usize = 6;
 
 /// Outputs of a packed panel, and features of a run: as many as an inner product has partial sums.
 pub(crate) const PANEL: usize = super::shrink::PARTS;
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 
 /// Widens whole runs: from, to, how many.
 type WidenFn = unsafe fn(*const u8, *mut f32, usize);

@@ -2,25 +2,19 @@
 
 use super::super::matrix::Matrix;
 use super::super::storage::Format;
-use super::PANEL;
+use super::lines::Lines;
+use super::{LINE_BYTES, PANEL};
 use infer_accel_tensor::TensorRef;
-
-/// Bytes of a cache line.
-const LINE_BYTES: usize = 64;
 
 /// Outputs are filled up to whole pairs of panels, which the widest tile takes at once.
 const OUTPUT_STEP: usize = 2 * PANEL;
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; LINE_BYTES]);
 
 /// `lora_a` and `lora_b` of one layer, packed.
 ///
 /// `lora_a` lies in pairs of ranks: sixteen features of one, sixteen of the other, run after run. `lora_b` lies in
 /// panels of sixteen outputs: sixteen numbers of a rank, rank after rank. What is left over is filled with zeros.
 pub(crate) struct PackedPair {
-    lines: Vec<Line>,
+    lines: Lines,
     rank: usize,
     in_features: usize,
     out_features: usize,
@@ -68,14 +62,14 @@ impl PackedPair {
         let shape = shape_of(&a, &b);
         let (_, whole) = shape.byte_lens()?;
         let mut packed = Self {
-            lines: vec![Line([0; LINE_BYTES]); whole / LINE_BYTES],
+            lines: Lines::zeroed(whole)?,
             rank: shape.rank,
             in_features: shape.in_features,
             out_features: shape.out_features,
             a_format: shape.a_format,
             b_format: shape.b_format,
         };
-        let (a_target, b_target) = (packed.lines.as_mut_ptr().cast::<u8>(), packed.panels().cast_mut());
+        let (a_target, b_target) = (packed.lines.as_mut_ptr(), packed.panels().cast_mut());
         // SAFETY: the tensors are borrowed, so that their elements are readable; the memory is as long as the shape
         // says, and was borrowed mutably for both addresses.
         unsafe {
@@ -102,7 +96,7 @@ impl PackedPair {
 
     /// Bytes of memory.
     pub(crate) fn byte_len(&self) -> usize {
-        self.lines.len() * LINE_BYTES
+        self.lines.len()
     }
 
     /// Whether there is nothing to add.
@@ -127,7 +121,7 @@ impl PackedPair {
 
     /// The first pair.
     pub(super) fn pairs(&self) -> *const u8 {
-        self.lines.as_ptr().cast()
+        self.lines.as_ptr()
     }
 
     /// Bytes of two ranks over [`PANEL`] features.

@@ -14,9 +14,13 @@ use infer_accel_tensor::{TensorMut, TensorRef};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Features that a tile of tokens passes over at once: with a pair of ranks they stay in a first-level cache while
-/// all pairs go by.
-const FEATURE_BLOCK: usize = 768;
+/// Numbers that a tile of tokens passes over at once, 18 KiB: with a pair of ranks they stay in a first-level cache
+/// while all pairs go by. A full tile passes 768 features, a token alone as many as most layers have, so that the ranks
+/// come in as long streams.
+const FEATURE_NUMBERS: usize = 768 * ROWS;
+
+/// Runs of features from the one at work to the one whose ranks are asked for, a kilobyte of bfloat16.
+const RUNS_AHEAD: usize = 16;
 
 /// Multiplications below which a second thread costs more than it brings.
 const THREAD_WORK: usize = 1 << 18;
@@ -192,14 +196,15 @@ impl Call<'_> {
     /// As [`run`]; `hidden` is writable for the inner products of the tile.
     unsafe fn shrink(&self, tile: &Tile<'_>, piece: (usize, usize), hidden: *mut f32, scratch: &mut Scratch) {
         let features = self.x.columns;
-        let stride = FEATURE_BLOCK.min(features.next_multiple_of(PARTS));
+        let block = FEATURE_NUMBERS / tile.tokens.len() / PARTS * PARTS;
+        let stride = block.min(features.next_multiple_of(PARTS));
         let tokens = scratch.columns.numbers(tile.tokens.len() * stride);
-        let is_one_block = features <= FEATURE_BLOCK;
+        let is_one_block = features <= block;
         let pairs: usize = tile.parts.iter().map(|part| cut(part.pair.pair_count(), piece).len()).sum();
         let token_sums = tile.tokens.len() * 2 * PARTS;
         let sums = scratch.rows.numbers(if is_one_block { 0 } else { pairs * token_sums });
-        for first in (0..features).step_by(FEATURE_BLOCK) {
-            let columns = first..features.min(first + FEATURE_BLOCK);
+        for first in (0..features).step_by(block) {
+            let columns = first..features.min(first + block);
             let mut widened = None;
             let (mut sums, mut hidden) = (sums, hidden);
             for part in tile.parts {
@@ -222,6 +227,7 @@ impl Call<'_> {
                         pair_stride: pair.pair_stride(),
                         pair_count: range.len(),
                         runs: columns.len().div_ceil(PARTS),
+                        ahead: RUNS_AHEAD,
                         is_first: first == 0,
                         is_last: columns.end == features,
                         sums,

@@ -3,7 +3,7 @@
 use super::super::shrink::PARTS;
 use super::super::storage::{Format, Storage};
 use super::super::vector::Vector;
-use super::ROWS;
+use super::{LINE_BYTES, ROWS};
 
 /// Some tokens and pairs of ranks over a block of features.
 #[derive(Clone, Copy)]
@@ -22,6 +22,8 @@ pub(crate) struct ShrinkJob {
     pub(crate) pair_count: usize,
     /// Runs of [`PARTS`] features.
     pub(crate) runs: usize,
+    /// Runs from the one at work to the one whose lines are asked for.
+    pub(crate) ahead: usize,
     /// Whether sums begin at zero instead of in `sums`.
     pub(crate) is_first: bool,
     /// Whether the parts are added up and go to `hidden` instead of to `sums`.
@@ -106,6 +108,18 @@ unsafe fn block<V: Vector, S: Storage, const TOKENS: usize, const PAIRS: usize>(
         // sums need; it is cheaper to read twice.
         let sources = [pairs, V::alias(pairs)];
         for run in 0..job.runs {
+            if token == 0 {
+                // The first tile of tokens brings the ranks in: of these pairs, or of those that come next.
+                let soon = run + job.ahead;
+                let is_here = soon < job.runs;
+                let next = if is_here { 0 } else { PAIRS * job.pair_stride };
+                let offset = next + 2 * run_bytes * if is_here { soon } else { soon - job.runs };
+                for p in 0..PAIRS {
+                    for line in (0..2 * run_bytes).step_by(LINE_BYTES) {
+                        V::prefetch(pairs.wrapping_add(p * job.pair_stride + offset + line));
+                    }
+                }
+            }
             // A constant number of registers: unrolled, so that `part` does not send the sums to memory.
             for part in 0..registers {
                 let mut factors = [[V::splat(0.0); 2]; PAIRS];
