@@ -6,6 +6,7 @@
 
 mod assemble;
 mod base;
+mod build;
 mod config;
 mod digest;
 mod experts;
