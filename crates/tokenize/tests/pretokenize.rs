@@ -5,7 +5,7 @@ use fancy_regex::Regex;
 use infer_accel_tokenize::pretokenize::Pretokenizer;
 use proptest::prelude::*;
 
-const PRESETS: [&str; 5] = ["gpt2", "cl100k", "llama3", "qwen2", "o200k"];
+const PRESETS: [&str; 6] = ["gpt2", "cl100k", "llama3", "qwen2", "o200k", "tekken"];
 
 struct Oracle {
     name: &'static str,

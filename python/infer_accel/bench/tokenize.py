@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infer_accel import _backend, reference
-from infer_accel.bench import data
+from infer_accel.bench import data, serving
 from infer_accel.bench.harness import Bench, Case, Contender, cost, rate
 from infer_accel.tokenize import Tokenizer
 
@@ -79,7 +79,10 @@ def cases(bench: Bench) -> Iterator[Case]:
         if family is None:
             bench.rivals.absent[f"{name} vocabulary"] = f"pip install {data.missing_families()[name]}"
             continue
-        yield from _family_cases(bench, family, prose, code, every=name == _FAMILIES[0] or not bench.quick)
+        every = name == _FAMILIES[0] or not bench.quick
+        yield from _family_cases(bench, family, prose, code, every=every)
+        if every:
+            yield from serving.cases(bench, family, prose[len(prose) // 2 :])
 
 
 def _family_cases(bench: Bench, family: data.Family, prose: str, code: str, *, every: bool) -> Iterator[Case]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infer_accel import __version__
-from infer_accel.cli import bench, info, inspect, merge, replay, unmerge
+from infer_accel.cli import bench, count, info, inspect, merge, replay, unmerge
 
 __all__ = ["app"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(name="bench")(bench.run)
+app.command(name="count")(count.run)
 app.command(name="info")(info.run)
 app.command(name="inspect")(inspect.run)
 app.command(name="merge")(merge.run)

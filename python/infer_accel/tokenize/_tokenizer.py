@@ -100,6 +100,7 @@ class Tokenizer:
         ----------
         path
             A Hugging Face ``tokenizer.json``, whose truncation, padding, normalizer and post-processor count;
+            Mistral's ``tekken.json``, whose ``<s>`` is put before a text;
             or tiktoken ranks (lines of ``base64 rank``) of a well-known vocabulary, recognised by the SHA-256
             of the file: r50k_base, p50k_base, cl100k_base, o200k_base, Llama 3's ``tokenizer.model``,
             ``qwen.tiktoken``.
@@ -147,7 +148,8 @@ class Tokenizer:
             Lines of ``base64 rank``, plain, not compressed.
         pattern
             The regular expression that cuts text into pieces (tiktoken's ``pat_str``), or the name of a
-            well-known one: ``"gpt2"``, ``"cl100k"``, ``"o200k"``, ``"llama3"``, ``"qwen2"``. Well-known
+            well-known one: ``"gpt2"``, ``"cl100k"``, ``"o200k"``, ``"llama3"``, ``"qwen2"``,
+            ``"tekken"``. Well-known
             patterns run on scanners of their own, others on a regex engine.
         special_tokens
             Contents and ids of special tokens.

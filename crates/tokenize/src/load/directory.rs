@@ -10,8 +10,8 @@ use crate::load::{read, unknown};
 use crate::tokenizer::Tokenizer;
 
 /// Files that hold a whole tokenizer, in the order in which they are preferred.
-const TOKENIZER_FILES: [&str; 4] =
-    ["tokenizer.json", "tokenizer.tiktoken", "qwen.tiktoken", "tokenizer.model"];
+const TOKENIZER_FILES: [&str; 5] =
+    ["tokenizer.json", "tekken.json", "tokenizer.tiktoken", "qwen.tiktoken", "tokenizer.model"];
 
 /// Files that name the end token, in the order in which they are preferred.
 const CONFIGURATION_FILES: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];

@@ -3,6 +3,7 @@
 pub(crate) mod bpe_model;
 pub(crate) mod byte_level;
 mod directory;
+mod tekken;
 mod tiktoken;
 mod tokenizer_json;
 mod well_known;
@@ -18,8 +19,8 @@ pub use tiktoken::TiktokenOptions;
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
 impl Tokenizer {
-    /// Reads a tokenizer from a file and recognises its format by its content: a Hugging Face `tokenizer.json`, or
-    /// tiktoken ranks of a well-known vocabulary.
+    /// Reads a tokenizer from a file and recognises its format by its content: a Hugging Face `tokenizer.json`,
+    /// Mistral's `tekken.json`, or tiktoken ranks of a well-known vocabulary.
     ///
     /// # Errors
     /// [`TokenizeError::Read`], [`TokenizeError::UnknownFormat`], or what the loader finds wrong.

@@ -4,7 +4,7 @@ use crate::bpe::{BpeParts, BytePairEncoder, Merges};
 use crate::error::{Result, TokenizeError};
 use crate::frame::Frame;
 use crate::limits::Limits;
-use crate::load::{unknown, well_known};
+use crate::load::{byte_level, unknown, well_known};
 use crate::native::NativePipeline;
 use crate::pretokenize::{Pretokenizer, Unmatched};
 use crate::special::AddedToken;
@@ -55,15 +55,7 @@ pub(super) fn load(content: &[u8], options: &TiktokenOptions<'_>) -> Result<Toke
     let entries = tokens
         .iter()
         .map(|(bytes, id)| Entry { id: *id, bytes: bytes.clone(), printable: true, special: false })
-        .chain(special.iter().map(|token| {
-            Entry {
-                id: token.id,
-                bytes: token.content.clone().into_bytes(),
-                printable: crate::load::byte_level::to_bytes(&token.content)
-                    .is_some_and(|bytes| bytes == token.content.as_bytes()),
-                special: true,
-            }
-        }))
+        .chain(special.iter().map(special_entry))
         .collect();
     let eos = options.eos_token.and_then(|eos| special.iter().find(|token| token.content == eos));
     let eos = eos.map(|token| token.id);
@@ -73,6 +65,13 @@ pub(super) fn load(content: &[u8], options: &TiktokenOptions<'_>) -> Result<Toke
     let vocabulary = Vocabulary::new(entries)?;
     let pipeline = NativePipeline::new(encoder, special, Frame::default())?;
     Ok(Tokenizer::new(Pipeline::Native(Box::new(pipeline)), vocabulary, Limits::default(), eos))
+}
+
+/// The vocabulary's entry of a special token, which is written as it stands.
+pub(super) fn special_entry(token: &AddedToken) -> Entry {
+    let bytes = token.content.clone().into_bytes();
+    let printable = byte_level::to_bytes(&token.content).is_some_and(|written| written == bytes);
+    Entry { id: token.id, bytes, printable, special: true }
 }
 
 fn special_tokens(tokens: &[(Vec<u8>, u32)], options: &TiktokenOptions<'_>) -> Result<Vec<AddedToken>> {
@@ -140,7 +139,7 @@ fn parse_line(line: &[u8]) -> Option<(Vec<u8>, u64)> {
 }
 
 /// Standard base64 with padding (RFC 4648), nothing else.
-fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(4) {
         return None;
     }

@@ -16,7 +16,7 @@ use crate::fallback::{FallbackParts, FallbackPipeline};
 use crate::frame::Frame;
 use crate::limits::{Limits, Padding, Truncation};
 use crate::load::bpe_model::{BpeModel, ByteLevelModel};
-use crate::load::byte_level;
+use crate::load::{byte_level, tekken};
 use crate::native::{NativePipeline, Normalization};
 use crate::pretokenize::Pretokenizer;
 use crate::special::AddedToken;
@@ -37,6 +37,9 @@ struct Sections<'f> {
     decoder: Option<Value>,
     #[serde(borrow)]
     model: Option<&'f RawValue>,
+    /// What `tekken.json` has instead of a model.
+    #[serde(borrow)]
+    config: Option<&'f RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +58,9 @@ pub(super) fn load(content: &[u8]) -> Result<Tokenizer> {
         return Err(TokenizeError::malformed(format!(
             "tokenizer.json has version {version:?}; 1.0 is known"
         )));
+    }
+    if sections.model.is_none() && sections.config.is_some() {
+        return tekken::load(text);
     }
     let model = sections.model.take().ok_or_else(|| {
         TokenizeError::malformed(

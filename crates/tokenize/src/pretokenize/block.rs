@@ -125,6 +125,9 @@ fn scan_block<G: Grammar, K: Lanes>(text: &[u8], at: usize) -> (u64, usize) {
 #[inline(always)]
 fn contractions<G: Grammar>(tail: &[u8], mut apostrophes: u64, valid: u64) -> ([u64; 2], u64) {
     let mut found = [0, 0];
+    if !G::CONTRACTIONS {
+        return (found, valid);
+    }
     while apostrophes != 0 {
         let place = apostrophes.trailing_zeros() as usize;
         let bit = apostrophes & apostrophes.wrapping_neg();

@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn every_short_text_may_be_cut_where_it_is_said() {
-        for name in ["gpt2", "cl100k", "llama3", "qwen2", "o200k"] {
+        for name in ["gpt2", "cl100k", "llama3", "qwen2", "o200k", "tekken"] {
             let pretokenizer = Pretokenizer::preset(name).unwrap();
             let mut found = 0;
             for length in 0..=5_u32 {
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn prose_is_full_of_places_to_cut() {
         let text = "It's 1999, isn't it?\n\nThe end.\tWe’re done; 漢字 and\r\n\r\n    code();\n";
-        for name in ["gpt2", "cl100k", "llama3", "qwen2", "o200k"] {
+        for name in ["gpt2", "cl100k", "llama3", "qwen2", "o200k", "tekken"] {
             assert!(check(&Pretokenizer::preset(name).unwrap(), text) > 15, "{name}");
         }
     }

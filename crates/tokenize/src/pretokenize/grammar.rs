@@ -17,6 +17,8 @@ pub(crate) trait Grammar {
     const WORDS: Words;
     /// Most numbers in one span.
     const DIGITS: usize;
+    /// Whether words take contractions (`'s`, `'re`) along, or apart.
+    const CONTRACTIONS: bool = true;
     /// Whether white space at the very end of the text is one span even where it has line breaks (`\s++$`).
     const WHOLE_TRAILING_SPACE: bool;
 }
@@ -58,5 +60,14 @@ pub(crate) struct O200k;
 impl Grammar for O200k {
     const WORDS: Words = Words::Cased;
     const DIGITS: usize = 3;
+    const WHOLE_TRAILING_SPACE: bool = false;
+}
+
+/// Mistral's tekken: o200k without contractions, every number alone.
+pub(crate) struct Tekken;
+impl Grammar for Tekken {
+    const WORDS: Words = Words::Cased;
+    const DIGITS: usize = 1;
+    const CONTRACTIONS: bool = false;
     const WHOLE_TRAILING_SPACE: bool = false;
 }

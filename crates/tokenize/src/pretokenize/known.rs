@@ -8,6 +8,7 @@ pub(crate) enum Known {
     Llama3,
     Qwen2,
     O200k,
+    Tekken,
 }
 
 const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -21,6 +22,7 @@ const CL100K_2023: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Every spelling that is known to mean the same as a scanner.
 const SPELLINGS: &[(&str, Known)] = &[
@@ -34,10 +36,12 @@ const SPELLINGS: &[(&str, Known)] = &[
     (LLAMA3, Known::Llama3),
     (QWEN2, Known::Qwen2),
     (O200K, Known::O200k),
+    (TEKKEN, Known::Tekken),
 ];
 
 impl Known {
-    pub(crate) const ALL: [Self; 5] = [Self::Gpt2, Self::Cl100k, Self::Llama3, Self::Qwen2, Self::O200k];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Gpt2, Self::Cl100k, Self::Llama3, Self::Qwen2, Self::O200k, Self::Tekken];
 
     /// The scanner that means the same as `pattern`, if there is one.
     pub(crate) fn from_pattern(pattern: &str) -> Option<Self> {
@@ -52,6 +56,7 @@ impl Known {
             Self::Llama3 => LLAMA3,
             Self::Qwen2 => QWEN2,
             Self::O200k => O200K,
+            Self::Tekken => TEKKEN,
         }
     }
 
@@ -63,6 +68,7 @@ impl Known {
             Self::Llama3 => "llama3",
             Self::Qwen2 => "qwen2",
             Self::O200k => "o200k",
+            Self::Tekken => "tekken",
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::error::TokenizeError;
 use crate::kernels;
 use block::Starts;
 use generic::GenericPattern;
-use grammar::{Cl100k, Gpt2, Llama3, O200k, Qwen2};
+use grammar::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Tekken};
 use known::Known;
 
 /// What happens to text between two matches of the pattern. The known patterns match everything.
@@ -55,7 +55,7 @@ enum Engine {
 
 impl Pretokenizer {
     /// A pretokenizer for `pattern`: a scanner where the pattern is a known one (GPT-2, cl100k and Llama 3, o200k,
-    /// Qwen 2 and 3, each in its usual spellings), the regex engine otherwise. Unmatched text is kept; see
+    /// Qwen 2 and 3, Mistral's tekken, each in its usual spellings), the regex engine otherwise. Unmatched text is kept; see
     /// [`Self::with_unmatched`].
     ///
     /// The syntax is that of `fancy-regex`, which is what tiktoken uses. Oniguruma, which `tokenizers` uses, gives
@@ -69,7 +69,7 @@ impl Pretokenizer {
         Ok(Self { engine, unmatched: Unmatched::Keep })
     }
 
-    /// One of `gpt2`, `cl100k`, `llama3`, `qwen2`, `o200k`.
+    /// One of `gpt2`, `cl100k`, `llama3`, `qwen2`, `o200k`, `tekken`.
     pub fn preset(name: &str) -> Option<Self> {
         let known = Known::ALL.into_iter().find(|known| known.name() == name)?;
         Some(Self { engine: Engine::Known(known), unmatched: Unmatched::Keep })
@@ -134,6 +134,7 @@ impl Pretokenizer {
             Known::Llama3 => cuts::is_cut::<Llama3>,
             Known::Qwen2 => cuts::is_cut::<Qwen2>,
             Known::O200k => cuts::is_cut::<O200k>,
+            Known::Tekken => cuts::is_cut::<Tekken>,
         };
         decide(text.as_bytes(), at)
     }
@@ -170,6 +171,7 @@ fn scan<'t>(known: Known, text: &'t str, mut f: impl FnMut(&'t str, &[usize]) ->
         Known::Llama3 => kernels::fill::<Llama3>,
         Known::Qwen2 => kernels::fill::<Qwen2>,
         Known::O200k => kernels::fill::<O200k>,
+        Known::Tekken => kernels::fill::<Tekken>,
     };
     let mut starts = Starts::new();
     let mut rest = text;

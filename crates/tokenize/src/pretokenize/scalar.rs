@@ -63,7 +63,7 @@ fn next_cased<G: Grammar>(text: &[u8], at: usize) -> usize {
     let word = word.or_else(|| after_prefix.and_then(|start| upper_word_end(text, start)));
     let word = word.or_else(|| if first.is(LETTER) { upper_word_end(text, at) } else { None });
     if let Some(end) = word {
-        return contraction_end(text, end, true).unwrap_or(end);
+        return if G::CONTRACTIONS { contraction_end(text, end, true).unwrap_or(end) } else { end };
     }
     other_end::<G>(text, at).unwrap_or_else(|| white_space_end::<G>(text, at))
 }

@@ -1,0 +1,177 @@
+"""tokenize in a server: prompts that grow, ids that are shown as they come, conversations, loading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from infer_accel.bench.harness import Case, Contender, cost
+from infer_accel.tokenize import ChatTemplate, PromptCache, Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from infer_accel.bench import data
+    from infer_accel.bench.harness import Bench
+
+__all__ = ["cases"]
+
+#: A conversation of about 40,000 tokens, to which about 1,000 are added at each turn.
+_PROMPT_CHARACTERS = 160_000
+_TURN_CHARACTERS = 4_000
+_TURNS = 48
+_STREAM_CHARACTERS = 4_000
+
+_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+    "{{ '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def cases(bench: Bench, family: data.Family, prose: str) -> Iterator[Case]:
+    """Yield the rows of one family; `prose` is text that nobody has met yet."""
+    tokenizer = Tokenizer.from_file(family.tokenizer_json)
+    growing = prose[: _PROMPT_CHARACTERS + _TURNS * _TURN_CHARACTERS]
+    yield _growing(bench, family, tokenizer, growing)
+    yield _stream(bench, family, tokenizer, prose[-_STREAM_CHARACTERS:])
+    chat = _chat(bench, family, tokenizer, prose[:8_000])
+    if chat is not None:
+        yield chat
+    yield _load(bench, family)
+
+
+def _growing(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) -> Case:
+    """Time the ids of a prompt that has grown by one turn since the call before."""
+    cache = PromptCache(tokenizer, 16 << 20)
+    cache.encode(text[:_PROMPT_CHARACTERS])
+    ways: dict[str, Callable[[str], Any]] = {"infer-accel PromptCache": cache.encode}
+    ways["infer-accel encode"] = tokenizer.encode
+    gigatoken, tiktoken = bench.rival("gigatoken"), bench.rival("tiktoken")
+    if gigatoken is not None:
+        ways["gigatoken"] = gigatoken.Tokenizer(str(family.tokenizer_json)).encode
+    if tiktoken is not None:
+        encoding = tiktoken.Encoding(
+            family.name, pat_str=family.pattern, mergeable_ranks=family.mergeable_ranks(), special_tokens={}
+        )
+        ways["tiktoken"] = encoding.encode_to_numpy
+    for name, way in ways.items():
+        if name != "infer-accel PromptCache":
+            way(text[:_PROMPT_CHARACTERS])
+
+    def make(name: str, call: Callable[[str], Any]) -> Contender:
+        turns = _Growing(text)
+
+        def check(result: Any) -> None:  # noqa: ANN401 - an array, of whichever kind
+            if list(result) != tokenizer.encode_list(turns.current):
+                raise AssertionError("the ids differ from those of the whole prompt")
+
+        return Contender(name, lambda: call(turns.next()), check=check)
+
+    ours, *peers = (make(name, way) for name, way in ways.items())
+    title = f"a chat of 40k tokens grows by 1k, {family.name}"
+    return Case(title, cost("µs", 1e-6), 1, ours, peers, fresh_calls=_TURNS)
+
+
+class _Growing:
+    """Prompts that grow by a turn each time; the last one stays."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._turn, self.current = text, 0, ""
+
+    def next(self) -> str:
+        self._turn = min(self._turn + 1, _TURNS)
+        self.current = self._text[: _PROMPT_CHARACTERS + self._turn * _TURN_CHARACTERS]
+        return self.current
+
+
+def _stream(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) -> Case:
+    """Time showing ids one by one."""
+    ids = tokenizer.encode_list(text, add_special_tokens=False)
+
+    def ours() -> str:
+        stream = tokenizer.stream()
+        return "".join([stream.step(number) for number in ids]) + stream.finish()
+
+    def check(result: object) -> None:
+        if result != text:
+            raise AssertionError("the text that was shown is another one")
+
+    contender, peers = Contender("infer-accel", ours, check=check), []
+    tokenizers = bench.rival("tokenizers")
+    if tokenizers is not None:
+        rival = tokenizers.Tokenizer.from_file(str(family.tokenizer_json))
+
+        def theirs() -> str:
+            stream = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
+            return "".join([stream.step(rival, number) or "" for number in ids])
+
+        peers.append(Contender("tokenizers DecodeStream", theirs, check=check))
+    return Case(f"show one id of a stream, {family.name}", cost("ns/id", 1e-9), len(ids), contender, peers)
+
+
+def _chat(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) -> Case | None:
+    """Time the number of tokens of a conversation, its template included."""
+    chat = ChatTemplate(tokenizer, _TEMPLATE)
+    roles = ("user", "assistant")
+    messages = [
+        {"role": roles[at // 400 % 2], "content": text[at : at + 400]} for at in range(0, len(text), 400)
+    ]
+    expected = len(tokenizer.encode(chat.render(messages), add_special_tokens=False, parse_special=True))
+
+    def check(result: object) -> None:
+        if result != expected:
+            raise AssertionError(f"{result} tokens instead of {expected}")
+
+    ours = Contender(
+        "infer-accel ChatTemplate.count", lambda: chat.count(messages, trust_messages=True), check=check
+    )
+    jinja, tokenizers = bench.rival("jinja2"), bench.rival("tokenizers")
+    if jinja is None or tokenizers is None:
+        return None
+    template = jinja.Environment(trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
+    rival = tokenizers.Tokenizer.from_file(str(family.tokenizer_json))
+    peers = [
+        Contender(
+            "jinja2 and tokenizers",
+            lambda: len(rival.encode(template.render(messages=messages), add_special_tokens=False).ids),
+            check=check,
+        ),
+        Contender(
+            "jinja2 and infer-accel",
+            lambda: tokenizer.count(
+                template.render(messages=messages), add_special_tokens=False, parse_special=True
+            ),
+            check=check,
+        ),
+    ]
+    return Case(f"count a chat of 20 messages, {family.name}", cost("µs", 1e-6), 1, ours, peers)
+
+
+def _load(bench: Bench, family: data.Family) -> Case:
+    """Time reading a tokenizer.json until the first ids."""
+    path, text = str(family.tokenizer_json), "The first words, and 12 numbers."
+    expected = Tokenizer.from_file(path).encode_list(text, add_special_tokens=False)
+
+    def check(result: Any) -> None:  # noqa: ANN401 - a list or an array
+        if list(result) != expected:
+            raise AssertionError("the ids differ")
+
+    def ours() -> Any:  # noqa: ANN401
+        return Tokenizer.from_file(path).encode(text, add_special_tokens=False)
+
+    peers = []
+    gigatoken, tokenizers = bench.rival("gigatoken"), bench.rival("tokenizers")
+    if gigatoken is not None:
+        peers.append(Contender("gigatoken", lambda: gigatoken.Tokenizer(path).encode(text), check=check))
+    if tokenizers is not None:
+
+        def theirs() -> Any:  # noqa: ANN401
+            return tokenizers.Tokenizer.from_file(path).encode(text, add_special_tokens=False).ids
+
+        peers.append(Contender("tokenizers", theirs, check=check))
+    return Case(
+        f"load tokenizer.json, {family.name}",
+        cost("ms", 1e-3),
+        1,
+        Contender("infer-accel", ours, check=check),
+        peers,
+    )
