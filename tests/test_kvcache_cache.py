@@ -92,6 +92,21 @@ class CacheMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
+def test_what_comes_from_disk_pushes_out_what_the_same_load_needs(
+    tmp_path: Path, implementation: Any
+) -> None:
+    disk = implementation.DiskTier(tmp_path, **OPTIONS)
+    cache = implementation.TieredCache(disk, host_pages=2)
+    for number in range(4):
+        cache.store([key(number)], pages([number]))
+    cache.flush()
+    assert found_in(cache, [0, 1, 2, 3]) == [True] * 4
+    assert found_in(cache, [1, 0, 3, 2]) == [True] * 4
+    cache.close()
+    disk.close()
+
+
 TestCacheMachine = CacheMachine.TestCase
 TestCacheMachine.settings = settings(
     max_examples=repeats(15, 400), stateful_step_count=repeats(20, 60), deadline=None

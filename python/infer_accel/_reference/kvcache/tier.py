@@ -253,11 +253,13 @@ class TieredCache:
         self._refuse_if_closed()
         names = self._disk.names(keys)
         rows = self._disk.rows(out, len(names), writable=True)
-        in_host = np.array([name.name in self._host for name in names], np.bool_)
+        # What comes from disk may push out what a later row needs.
+        held = [self._host.get(name.name) for name in names]
+        in_host = np.array([page is not None for page in held], np.bool_)
         found = self._disk.load(keys, out, num_threads=num_threads)
         for number, name in enumerate(names):
-            if in_host[number]:
-                rows[number, :] = self._host[name.name]
+            if (page := held[number]) is not None:
+                rows[number, :] = page
             elif found[number]:
                 self._keep(name.name, rows[number])
         self._counts["host_hits"] += int(in_host.sum())
