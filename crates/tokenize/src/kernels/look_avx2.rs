@@ -1,4 +1,4 @@
-//! [`look`](super::look) for x86-64 with AVX2: a span's key is made and compared in one register.
+//! [`look`](super::look()) for x86-64 with AVX2: a span's key is made and compared in one register.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
@@ -10,7 +10,7 @@ use super::look::{Looked, PART, known};
 use crate::bpe::key::{Key, SHAPES, SHORT, mix, near_the_end};
 use crate::hot::{Entry, HotTable, VALUE, VALUE_SHIFT};
 
-/// See [`super::look`]; the caller's tier is AVX2 or above.
+/// See [`super::look()`]; the caller's tier is AVX2 or above.
 #[inline(always)]
 pub(super) fn look<const IDS: bool>(
     table: &HotTable,
