@@ -16,27 +16,27 @@ class ChatTemplate:
     Conversations to prompts.
     """
     def __new__(cls, /, tokenizer: Tokenizer, template: Any, special_tokens: SupportsGetItem[int, tuple[str, str]]) -> ChatTemplate: ...
-    def count(self, /, variables: dict[str, object], now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool) -> int:
+    def count(self, /, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool) -> int:
         """
         The number of ids of a conversation's prompt.
         """
-    def count_batch(self, /, messages: Any, variables: dict[str, object], now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: SupportsIndex | None) -> Incomplete:
+    def count_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: SupportsIndex | None) -> Incomplete:
         """
         The number of ids of each of many conversations' prompts.
         """
-    def encode(self, /, variables: dict[str, object], now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool) -> Incomplete:
+    def encode(self, /, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool) -> Incomplete:
         """
         The ids of a conversation's prompt.
         """
-    def encode_batch(self, /, messages: Any, variables: dict[str, object], now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete]:
+    def encode_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete]:
         """
         The ids of many conversations' prompts, and where each begins.
         """
-    def render(self, /, variables: dict[str, object], now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None) -> str:
+    def render(self, /, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None) -> str:
         """
         The prompt of a conversation.
         """
-    def render_batch(self, /, messages: Any, variables: dict[str, object], now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, num_threads: SupportsIndex | None) -> list[str]:
+    def render_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, num_threads: SupportsIndex | None) -> list[str]:
         """
         The prompts of many conversations, which share all variables but their messages.
         """
