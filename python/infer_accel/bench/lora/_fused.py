@@ -9,8 +9,8 @@ import numpy as np
 
 from infer_accel import lora, reference
 from infer_accel.bench.harness import Case, Contender, Floor, cost
-from infer_accel.bench.lora._arrays import SCALING, close, named, random, tensor, wide
-from infer_accel.bench.lora._mixed import contenders
+from infer_accel.bench.lora._arrays import SCALING, named, random, tensor, wide
+from infer_accel.bench.lora._mixed import Oracle, contenders, own_contender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,18 +97,7 @@ def _case(bench: Bench, formats: ModuleType, layer: str, widths: tuple[int, ...]
             for down, up in zip(batch.a, batch.b, strict=True)
         ]
     )
-    out = batch.before.copy()
-    x, target = view(batch.x), view(out)
-
-    def ours() -> None:
-        lora.apply_adapters(x, stack, batch.ids, out=target, num_threads=1)
-
-    def check(_: object) -> None:
-        out[...] = batch.before
-        ours()
-        np.testing.assert_array_equal(out[some], exact)
-        close(out, expected, _DTYPE)
-
+    ours = own_contender(view, stack, batch, Oracle(some, exact, expected))
     peers = []
     if (torch := bench.rival("torch")) is not None:
         peers += _torch(torch, batch, expected)
@@ -121,7 +110,7 @@ def _case(bench: Bench, formats: ModuleType, layer: str, widths: tuple[int, ...]
         f"{_DTYPE}, rank {_RANK}, 1 thread",
         measure=cost("µs", 1e-6),
         work=1,
-        ours=Contender("infer-accel", ours, check=check),
+        ours=ours,
         peers=peers,
         floor=Floor("FMA rate", operations / bench.limits.fma_rate("f32", threads=1)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -89,19 +89,7 @@ def _case(
         reference.lora.apply_adapter(*arguments, scaling=SCALING, out=view(exact[place : place + 1]))
     pairs = [(view(a), view(b), SCALING) for a, b in zip(batch.a, batch.b, strict=True)]
     stack = lora.AdapterStack(pairs)
-    out = batch.before.copy()
-    x, target = view(batch.x), view(out)
-
-    # A call takes microseconds, so calls are repeated and add up; the checks begin from where they should.
-    def ours() -> None:
-        lora.apply_adapters(x, stack, batch.ids, out=target, num_threads=1)
-
-    def check(_: object) -> None:
-        out[...] = batch.before
-        ours()
-        np.testing.assert_array_equal(out[some], exact)
-        close(out, expected, _DTYPE)
-
+    ours = own_contender(view, stack, batch, Oracle(some, exact, expected))
     peers = [] if torch is None else _torch(torch, batch, expected)
     if torch is not None and bench.rival("vllm") is not None:
         ops = bench.rival("vllm.lora.ops.torch_ops")  # some builds come without
@@ -112,10 +100,50 @@ def _case(
         f"{_WIDTH}→{_WIDTH} {_DTYPE}, rank {_RANK}, 1 thread",
         measure=cost("µs", 1e-6),
         work=1,
-        ours=Contender("infer-accel", ours, check=check),
+        ours=ours,
         peers=peers,
         floor=Floor("FMA rate", operations / bench.limits.fma_rate("f32", threads=1)),
     )
+
+
+class Tokens(Protocol):
+    """Tokens, their adapters, and what the target holds at first."""
+
+    @property
+    def x(self) -> NDArray[Any]: ...
+    @property
+    def ids(self) -> NDArray[np.int64]: ...
+    @property
+    def before(self) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """What must come out: every bit of some tokens, and about this of all of them."""
+
+    some: NDArray[np.int64]
+    exact: NDArray[Any]
+    expected: NDArray[Any]
+
+
+def own_contender(
+    view: Callable[[NDArray[Any]], Any], stack: lora.AdapterStack, batch: Tokens, oracle: Oracle
+) -> Contender:
+    """Return ours, held against its oracle."""
+    out = batch.before.copy()
+    x, target = view(batch.x), view(out)
+
+    # A call takes microseconds, so calls are repeated and add up; the checks begin from where they should.
+    def run() -> None:
+        lora.apply_adapters(x, stack, batch.ids, out=target, num_threads=1)
+
+    def check(_: object) -> None:
+        out[...] = batch.before
+        run()
+        np.testing.assert_array_equal(out[oracle.some], oracle.exact)
+        close(out, oracle.expected, _DTYPE)
+
+    return Contender("infer-accel", run, check=check)
 
 
 def contenders(
