@@ -165,7 +165,10 @@ impl Header {
 
 /// The fault of a header of `bytes` bytes.
 pub(super) fn too_large(bytes: u64, limits: &Limits) -> Problem {
-    let message = format!("a header of {bytes} bytes came; at most {} are allowed", limits.header_bytes);
+    let message = format!(
+        "a header of {bytes} bytes came; at most {} are allowed. A safetensors file begins with this number: is it one?",
+        limits.header_bytes
+    );
     Problem::new(ProblemCode::Size, "", message)
 }
 
