@@ -143,7 +143,7 @@ def _decode_step(bench: Bench) -> Case:
 
 
 def _reference_decode(prompts: Ids, tokens: Ids, blocks_each: int) -> Contender:
-    pool = reference.kvcache.BlockPool(_RUNNING * blocks_each, algorithm="sha256")
+    pool = reference.kvcache.BlockPool(_RUNNING * blocks_each + 1, algorithm="sha256")
     manager = reference.kvcache.BlockManager(pool, block_size=_BLOCK_SIZE, groups=[None])
     sequences = [manager.admit(prompt)[0] for prompt in prompts]
     batch = _Batch(blocks_each)
