@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infer_accel import reference
-from infer_accel._reference.patterns import PRESETS, compile_pattern
+from infer_accel._reference.tokenize.patterns import PRESETS, compile_pattern
 from infer_accel.bench import data
 from infer_accel.errors import InferAccelError
 from infer_accel.tokenize import Tokenizer

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infer_accel._reference.patterns import PRESETS
-from infer_accel._reference.tokenize import bytes_of
+from infer_accel._reference.tokenize.alphabet import bytes_of
+from infer_accel._reference.tokenize.patterns import PRESETS
 from infer_accel.errors import TokenizerError
 from infer_accel.tokenize import PromptCache, Tokenizer
 

@@ -25,10 +25,11 @@ Threads
 from infer_accel.tokenize._batch import Ids, TokenBatch
 from infer_accel.tokenize._chat import ChatTemplate
 from infer_accel.tokenize._count import count_tokens
+from infer_accel.tokenize._encoding import TokenOffsets
 from infer_accel.tokenize._prompt_cache import PromptCache, PromptCacheStats
 from infer_accel.tokenize._session import Session
 from infer_accel.tokenize._stream import StreamDecoder
-from infer_accel.tokenize._tokenizer import Tokenizer, TokenOffsets
+from infer_accel.tokenize._tokenizer import Tokenizer
 
 __all__ = [
     "ChatTemplate",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from infer_accel._reference.tokenize import Tokenizer
+    from infer_accel._reference.tokenize.tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate"]
 

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from infer_accel._reference.tokenize import Tokenizer
+    from infer_accel._reference.tokenize.tokenizer import Tokenizer
 
 __all__ = ["PromptCache", "Session", "StreamDecoder"]
 
