@@ -35,11 +35,7 @@ TEXTS = st.lists(PIECES, max_size=30).map("".join)
 def families() -> list[Tokenizer]:
     """Return the production vocabularies that are installed."""
     found = [data.find_family(name) for name in data.FAMILIES]
-    return [
-        Tokenizer.from_tiktoken(family.ranks, pattern=family.pattern, special_tokens=family.special_tokens)
-        for family in found
-        if family is not None
-    ]
+    return [Tokenizer.from_file(family.tokenizer_json) for family in found if family is not None]
 
 
 # Sessions ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ _REQUIREMENTS = {
     "tiktoken": "tiktoken",
     "gigatoken": "gigatoken",
     "toktok": "toktok-rs",
+    "fastokens": "fastokens",
 }
 
 

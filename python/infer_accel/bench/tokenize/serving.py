@@ -47,12 +47,12 @@ def _growing(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str)
     cache.encode(text[:_PROMPT_CHARACTERS])
     ways: dict[str, Callable[[str], Any]] = {"infer-accel PromptCache": cache.encode}
     ways["infer-accel encode"] = tokenizer.encode
-    gigatoken, tiktoken = bench.rival("gigatoken"), bench.rival("tiktoken")
+    ranks, gigatoken, tiktoken = family.ranks, bench.rival("gigatoken"), bench.rival("tiktoken")
     if gigatoken is not None:
         ways["gigatoken"] = gigatoken.Tokenizer(str(family.tokenizer_json)).encode
-    if tiktoken is not None:
+    if tiktoken is not None and ranks is not None:
         encoding = tiktoken.Encoding(
-            family.name, pat_str=family.pattern, mergeable_ranks=family.mergeable_ranks(), special_tokens={}
+            family.name, pat_str=ranks.pattern, mergeable_ranks=ranks.mergeable(), special_tokens={}
         )
         ways["tiktoken"] = encoding.encode_to_numpy
     for name, way in ways.items():
