@@ -200,6 +200,95 @@ fn a_growing_prompt_is_encoded_once() {
     assert!(stats.reused_bytes > 20 * prompt.len() as u64, "{stats:?}");
 }
 
+/// A text of this many bytes or a little more, which does not repeat itself.
+fn long(seed: u64, length: usize) -> String {
+    let (mut state, mut text) = (seed, String::new());
+    while text.len() < length {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        text.push_str(PIECES[(state >> 33) as usize % PIECES.len()]);
+    }
+    text
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn long_prompts_have_their_ids_whatever_was_there_before(
+        seeds in prop::collection::vec(0..3_u64, 2..6),
+        changes in prop::collection::vec((0..220_000_usize, text(20), any::<bool>()), 2..6),
+        parse in any::<bool>(), capacity in prop::sample::select(&[300_000, 2 << 20, 8 << 20][..]),
+    ) {
+        let several = ["plain", "nfc", "cl100k", "o200k"];
+        let known = tokenizers().iter().filter(|(name, _)| several.contains(&name.as_str()));
+        for (name, tokenizer) in known {
+            let cache = PromptCache::new(Arc::clone(tokenizer), capacity);
+            for (seed, (at, change, ends)) in seeds.iter().zip(&changes) {
+                let base = long(*seed, 200_000);
+                let (head, tail) = base.split_at(floor(&base, *at));
+                let prompt = if *ends { format!("{head}{change}") } else { format!("{head}{change}{tail}") };
+                let options = options(false, parse);
+                let expected = tokenizer.encode(&prompt, options).unwrap();
+                // The first time keeps the smallest parts, the second and the third join them.
+                for _ in 0..4 {
+                    prop_assert_eq!(&cache.encode(&prompt, options).unwrap(), &expected, "{}", name);
+                    prop_assert_eq!(cache.count(&prompt, options).unwrap(), expected.len(), "{}", name);
+                }
+                let stats = cache.stats();
+                prop_assert!(stats.bytes <= stats.capacity_bytes && stats.capacity_bytes <= capacity);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_comes_again_is_joined() {
+    let (_, tokenizer) = tokenizers().iter().find(|(name, _)| name == "cl100k").unwrap();
+    let cache = PromptCache::new(Arc::clone(tokenizer), 16 << 20);
+    let prompt = long(7, 150_000);
+    let mut entries = Vec::new();
+    for _ in 0..4 {
+        assert_eq!(
+            cache.encode(&prompt, options(false, true)).unwrap(),
+            tokenizer.encode(&prompt, options(false, true)).unwrap()
+        );
+        entries.push(cache.stats().entries);
+    }
+    // 150 KB are 140 parts or so, 17 of the next level and 2 of the last.
+    assert!(entries[0] > 120 && entries[0] < 150, "{entries:?}");
+    assert!(entries[1] - entries[0] >= 15 && entries[1] - entries[0] <= 18, "{entries:?}");
+    assert_eq!((entries[2] - entries[1], entries[3] - entries[2]), (2, 0), "{entries:?}");
+    let stats = cache.stats();
+    assert_eq!(stats.reused_bytes + stats.encoded_bytes, 4 * prompt.len() as u64);
+    assert!(stats.encoded_bytes < prompt.len() as u64 + 4 * 1200, "{stats:?}");
+}
+
+#[test]
+fn threads_share_a_cache() {
+    let (_, tokenizer) = tokenizers().iter().find(|(name, _)| name == "cl100k").unwrap();
+    // So small that threads push out what others have just found.
+    for capacity in [200_000, 3 << 20] {
+        let cache = PromptCache::new(Arc::clone(tokenizer), capacity);
+        let prompts: Vec<String> = (0..3).map(|seed| long(seed, 120_000)).collect();
+        let expected: Vec<_> =
+            prompts.iter().map(|prompt| tokenizer.encode(prompt, options(false, false)).unwrap()).collect();
+        std::thread::scope(|scope| {
+            for thread in 0..16 {
+                let (cache, prompts, expected) = (&cache, &prompts, &expected);
+                scope.spawn(move || {
+                    for round in 0..6 {
+                        let which = (thread + round) % prompts.len();
+                        let ids = cache.encode(&prompts[which], options(false, false)).unwrap();
+                        assert!(ids == expected[which]);
+                    }
+                });
+            }
+        });
+        let stats = cache.stats();
+        assert!(stats.bytes <= stats.capacity_bytes);
+    }
+}
+
 #[test]
 fn segments_are_split_as_one_text() {
     let (_, tokenizer) = &tokenizers()[0];

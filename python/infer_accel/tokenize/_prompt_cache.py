@@ -69,13 +69,14 @@ class PromptCache:
         cache then stays empty, and all text is encoded.
     capacity_bytes
         The most memory for text and ids, 0 or more. What was not used for longest goes first. A token of English
-        takes about 9 bytes.
+        takes about 9 bytes, and up to 27 where its prompt has come several times and there is room: such prompts are
+        kept in longer parts, too, which are found faster.
 
     Notes
     -----
     Any number of threads share one cache; none waits for another for longer than a look-up. A forked child may
     go on using its copy. Text that was seen costs a hash, a comparison and a copy of its ids: O(length), at the
-    speed of memory.
+    speed of memory. Until its call returns, a thread may hold parts that have made room for others meanwhile.
 
     Prompts stay in memory until they make room for others; :meth:`clear` forgets them.
 

@@ -1,10 +1,13 @@
 //! Prompts that begin like earlier ones: only what is new is encoded.
 //!
 //! A text is divided where it may be cut (`NativePipeline::is_cut`): the ids of a part do not depend on what stands
-//! around it, so that they may be kept and put together again, exactly. Parts end at the first such place after
-//! every [`PART`] bytes, counted from the end of the part before: two texts that begin alike have the same parts as
-//! far as they are alike. The last part is not kept, since it is the one that the next prompt goes on from.
+//! around it, so that they may be kept and put together again, exactly. Parts of the lowest level end at the first
+//! such place after every [`SMALLEST`] bytes, counted from the end of the part before: two texts that begin alike
+//! have the same parts as far as they are alike. Parts that were all found are kept joined as well ([`JOINED`] of
+//! them as one of the next level), so that the long beginning of a prompt is a few long parts, and each prompt that
+//! comes but once is kept once. What is left at the end is not kept, since it is what the next prompt goes on from.
 
+mod part;
 mod store;
 
 use std::sync::Arc;
@@ -13,12 +16,10 @@ use crate::error::Result;
 use crate::native::NativePipeline;
 use crate::tokenizer::{EncodeOptions, Pipeline, Tokenizer};
 
+use part::{JOINED, Kind, LEVELS, Part, SMALLEST};
 pub use store::PromptCacheStats;
-use store::{Key, Store};
+use store::Store;
 
-/// Least bytes of a part. Shorter parts save more of a prompt's end and cost more look-ups; at this size a look-up
-/// costs about as much as the comparison of the part's bytes.
-const PART: usize = 1024;
 /// Where no cut is found in this many bytes, the rest of the text is encoded without the cache.
 const LONGEST: usize = 64 * 1024;
 
@@ -35,29 +36,49 @@ pub struct PromptCache {
 trait Sink {
     /// Ids that the cache has.
     fn take(&mut self, ids: &[u32]);
+    /// Text to encode whose ids the cache wants.
+    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<&[u32]>;
     /// Text that is not kept.
-    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()>;
+    fn finish(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()>;
 }
 
-impl Sink for &mut Vec<u32> {
+impl Sink for Vec<u32> {
     fn take(&mut self, ids: &[u32]) {
         self.extend_from_slice(ids);
     }
 
-    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()> {
+    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<&[u32]> {
+        let start = self.len();
+        pipeline.encode_into(text, parse_special, self)?;
+        Ok(self.get(start..).unwrap_or_default())
+    }
+
+    fn finish(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()> {
         pipeline.encode_into(text, parse_special, self)
     }
 }
 
-struct Count(usize);
+/// The number of ids, and memory for those of one part.
+#[derive(Default)]
+struct Count {
+    count: usize,
+    ids: Vec<u32>,
+}
 
-impl Sink for &mut Count {
+impl Sink for Count {
     fn take(&mut self, ids: &[u32]) {
-        self.0 += ids.len();
+        self.count += ids.len();
     }
 
-    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()> {
-        self.0 += pipeline.count(text, parse_special, usize::MAX)?;
+    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<&[u32]> {
+        self.ids.clear();
+        pipeline.encode_into(text, parse_special, &mut self.ids)?;
+        self.count += self.ids.len();
+        Ok(&self.ids)
+    }
+
+    fn finish(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()> {
+        self.count += pipeline.count(text, parse_special, usize::MAX)?;
         Ok(())
     }
 }
@@ -84,7 +105,7 @@ impl PromptCache {
         // A token of English has four to five bytes; a second allocation would copy everything.
         let mut ids = Vec::with_capacity(text.len() / 3 + 16);
         self.tokenizer.encode_with(pipeline, options.add_special_tokens, &mut ids, |ids| {
-            self.each_part(pipeline, text, options.parse_special, ids)
+            self.walk(pipeline, text, options.parse_special, ids)
         })?;
         Ok(ids)
     }
@@ -97,9 +118,9 @@ impl PromptCache {
         let Pipeline::Native(pipeline) = &self.tokenizer.pipeline else {
             return self.tokenizer.count(text, options);
         };
-        let mut count = Count(if options.add_special_tokens { pipeline.frame.len() } else { 0 });
-        self.each_part(pipeline, text, options.parse_special, &mut count)?;
-        Ok(count.0)
+        let mut count = Count::default();
+        self.walk(pipeline, text, options.parse_special, &mut count)?;
+        Ok(count.count + if options.add_special_tokens { pipeline.frame.len() } else { 0 })
     }
 
     /// What the cache holds and has done.
@@ -112,32 +133,94 @@ impl PromptCache {
         self.store.clear();
     }
 
-    fn each_part(
+    fn walk(
         &self,
         pipeline: &NativePipeline,
         text: &str,
         parse_special: bool,
-        mut sink: impl Sink,
+        sink: &mut impl Sink,
     ) -> Result<()> {
-        let mut rest = text;
-        while let Some(end) = part_end(pipeline, rest, parse_special) {
-            let (part, after) = rest.split_at(end);
-            rest = after;
-            let key = Key::new(part, parse_special);
-            if self.store.with(&key, part, |ids| sink.take(ids)).is_none() {
-                let mut ids = Vec::with_capacity(part.len() / 3);
-                pipeline.encode_into(part, parse_special, &mut ids)?;
-                sink.take(&ids);
-                self.store.insert(key, part, &ids);
-            }
+        let mut walk =
+            Walk { store: &self.store, pipeline, text, parse_special, sink, at: 0, reused: 0, encoded: 0 };
+        for level in (0..LEVELS).rev() {
+            while walk.part(level)?.is_some() {}
         }
-        self.store.passed(rest.len());
-        sink.encode(pipeline, rest, parse_special)
+        let rest = text.get(walk.at..).unwrap_or_default();
+        self.store.record(walk.reused, walk.encoded + rest.len());
+        sink.finish(pipeline, rest, parse_special)
     }
 }
 
-/// Where the first part of the text ends; `None` where it is the last one.
-fn part_end(pipeline: &NativePipeline, text: &str, parse_special: bool) -> Option<usize> {
-    let last = text.len().min(PART + LONGEST);
-    (PART..last).find(|&at| pipeline.is_cut(text, at, parse_special))
+/// A way through a text, part by part.
+struct Walk<'w, S> {
+    store: &'w Store,
+    pipeline: &'w NativePipeline,
+    text: &'w str,
+    parse_special: bool,
+    sink: &'w mut S,
+    /// Where the next part begins.
+    at: usize,
+    reused: usize,
+    encoded: usize,
+}
+
+/// How the cache came to a part.
+enum Seen {
+    /// It was there.
+    Before(Arc<Part>),
+    /// It, or some of what it is made of, was not.
+    Now,
+}
+
+impl<S: Sink> Walk<'_, S> {
+    /// Goes past the next part of this level; `None` where the text has no more of them, though some of what it is
+    /// made of may be behind us then.
+    fn part(&mut self, level: u8) -> Result<Option<Seen>> {
+        let kind = Kind { level, parse_special: self.parse_special };
+        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+        if rest.len() <= kind.window() {
+            return Ok(None);
+        }
+        if let Some(part) = self.store.find(kind, rest)
+            && self.is_cut(self.at + part.text().len())
+        {
+            self.sink.take(part.ids());
+            self.at += part.text().len();
+            self.reused += part.text().len();
+            return Ok(Some(Seen::Before(part)));
+        }
+        if level > 0 { self.several(kind) } else { self.new_part(kind) }
+    }
+
+    /// Goes past what a part of a higher level is made of, and keeps it as one if all of it was there.
+    fn several(&mut self, kind: Kind) -> Result<Option<Seen>> {
+        let mut parts = Vec::with_capacity(JOINED);
+        for _ in 0..JOINED {
+            match self.part(kind.level - 1)? {
+                None => return Ok(None),
+                Some(Seen::Before(part)) => parts.push(part),
+                Some(Seen::Now) => {}
+            }
+        }
+        if parts.len() == JOINED {
+            self.store.insert_joined(kind, &parts);
+        }
+        Ok(Some(Seen::Now))
+    }
+
+    /// Goes past a part that has to be encoded.
+    fn new_part(&mut self, kind: Kind) -> Result<Option<Seen>> {
+        let last = self.text.len().min(self.at + SMALLEST + LONGEST);
+        let Some(end) = (self.at + SMALLEST..last).find(|&at| self.is_cut(at)) else { return Ok(None) };
+        let part = self.text.get(self.at..end).unwrap_or_default();
+        let ids = self.sink.encode(self.pipeline, part, self.parse_special)?;
+        self.store.insert(Part::new(kind, part.as_bytes(), ids));
+        self.at = end;
+        self.encoded += part.len();
+        Ok(Some(Seen::Now))
+    }
+
+    fn is_cut(&self, at: usize) -> bool {
+        self.pipeline.is_cut(self.text, at, self.parse_special)
+    }
 }

@@ -1,25 +1,30 @@
 //! The table behind a prompt cache: text → ids, bounded in bytes.
 //!
-//! Several shards, each with a lock of its own that is held for a look-up or an insertion and never while text is
-//! encoded. Nobody waits long for it: after a few tries a look-up is taken as a miss, which costs time and nothing
-//! else, so that a fork while another thread holds a lock cannot stop the child. What has not been used since the
-//! clock's hand came by goes first.
+//! Several shards, each with a lock of its own that is held to find a part or to put one in, never while text is
+//! compared, copied or encoded. Nobody waits long for it: after a few tries a look-up is taken as a miss, which costs
+//! time and nothing else, so that a fork while another thread holds a lock cannot stop the child. What has not been
+//! used since the clock's hand came by goes first.
+//!
+//! A part is named by a hash of its whole first bytes. Most of the time that hash need not be made: what a part
+//! begins with tells which one it was the last time, and a comparison whether it is that one again.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use ahash::AHashMap;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::part::{Kind, Part};
 
 /// Locks that threads share at most.
 const MAX_SHARDS: usize = 16;
 /// A shard is no smaller than this, so that a small cache is not cut into pieces that hold nothing.
-const MIN_SHARD_BYTES: usize = 256 * 1024;
+const MIN_SHARD_BYTES: usize = 1 << 20;
+/// A joined part takes no more than this share of a shard: it would push too much out.
+const SHARE: usize = 4;
 /// Tries for a lock before a look-up is given up; each lasts some nanoseconds, a held lock some hundred.
 const TRIES: usize = 2000;
-/// What an entry costs beside its text and its ids: the slot, the index and two allocations.
-const ENTRY_BYTES: usize = 160;
+/// For each of so many bytes of the capacity one guess of eight bytes is kept.
+const BYTES_PER_GUESS: usize = 4096;
 
 /// What a prompt cache holds and has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,35 +43,11 @@ pub struct PromptCacheStats {
     pub evictions: u64,
 }
 
-/// A part's hash, under a seed that strangers do not know.
-#[derive(Clone, Copy)]
-pub(super) struct Key {
-    hash: u64,
-    parse_special: bool,
-}
-
-impl Key {
-    pub(super) fn new(text: &str, parse_special: bool) -> Self {
-        static SEED: OnceLock<u64> = OnceLock::new();
-        let seed = *SEED.get_or_init(|| RandomState::new().hash_one(0_u64));
-        let hash = xxh3_64_with_seed(text.as_bytes(), seed ^ u64::from(parse_special));
-        Self { hash, parse_special }
-    }
-}
-
 struct Entry {
     hash: u64,
-    parse_special: bool,
     /// Whether it was used since the hand came by.
     used: bool,
-    text: Box<str>,
-    ids: Box<[u32]>,
-}
-
-impl Entry {
-    fn bytes(&self) -> usize {
-        ENTRY_BYTES + self.text.len() + self.ids.len() * 4
-    }
+    part: Arc<Part>,
 }
 
 #[derive(Default)]
@@ -80,6 +61,8 @@ struct Shard {
 pub(super) struct Store {
     shards: Box<[Mutex<Shard>]>,
     shard_bytes: usize,
+    /// Hashes of parts, by the hash of what they begin with.
+    guesses: Box<[AtomicU64]>,
     reused: AtomicU64,
     encoded: AtomicU64,
     evictions: AtomicU64,
@@ -87,44 +70,70 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(capacity_bytes: usize) -> Self {
-        let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
+        let guesses = capacity_bytes / BYTES_PER_GUESS;
+        let rest = capacity_bytes - guesses * size_of::<AtomicU64>();
+        let shards = (rest / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
         Self {
             shards: (0..shards).map(|_| Mutex::default()).collect(),
-            shard_bytes: capacity_bytes / shards,
+            shard_bytes: rest / shards,
+            guesses: (0..guesses).map(|_| AtomicU64::new(0)).collect(),
             reused: AtomicU64::new(0),
             encoded: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
         }
     }
 
-    /// Calls `f` with the ids of this part, if they are held.
-    pub(super) fn with<R>(&self, key: &Key, text: &str, f: impl FnOnce(&[u32]) -> R) -> Option<R> {
-        let found = self.shard(key).and_then(|mut shard| shard.find(key, text).map(f));
-        let counter = if found.is_some() { &self.reused } else { &self.encoded };
-        counter.fetch_add(text.len() as u64, Ordering::Relaxed);
-        found
+    /// The part of this kind that the text begins with, if it is held; `text` has at least the kind's window.
+    pub(super) fn find(&self, kind: Kind, text: &[u8]) -> Option<Arc<Part>> {
+        let window = text.get(..kind.window())?;
+        let begins = |part: &Arc<Part>| part.kind == kind && text.starts_with(part.text());
+        let guess = self.guess(kind, window);
+        if let Some(hash) = guess.map(|guess| guess.load(Ordering::Relaxed)).filter(|&hash| hash != 0)
+            && let Some(part) = self.held(hash).filter(begins)
+        {
+            return Some(part);
+        }
+        let hash = kind.hash(window);
+        let part = self.held(hash).filter(begins)?;
+        if let Some(guess) = guess {
+            guess.store(hash, Ordering::Relaxed);
+        }
+        Some(part)
     }
 
-    /// Keeps the ids of a part, if there is room for it at all.
-    pub(super) fn insert(&self, key: Key, text: &str, ids: &[u32]) {
-        let Key { hash, parse_special } = key;
-        let entry = Entry { hash, parse_special, used: false, text: text.into(), ids: ids.into() };
-        if entry.bytes() > self.shard_bytes {
+    /// Keeps a part, if there is room for it at all.
+    pub(super) fn insert(&self, part: Part) {
+        let window = part.text().get(..part.kind.window()).unwrap_or(part.text());
+        if part.bytes() > self.shard_bytes {
             return;
         }
-        let Some(mut shard) = self.shard(&key) else { return };
-        let evicted = shard.insert(entry, self.shard_bytes);
+        let hash = part.kind.hash(window);
+        if let Some(guess) = self.guess(part.kind, window) {
+            guess.store(hash, Ordering::Relaxed);
+        }
+        let Some(mut shard) = self.shard(hash) else { return };
+        let evicted = shard.insert(Entry { hash, used: false, part: Arc::new(part) }, self.shard_bytes);
         self.evictions.fetch_add(evicted, Ordering::Relaxed);
     }
 
-    /// Counts text that is encoded without a look-up.
-    pub(super) fn passed(&self, bytes: usize) {
-        self.encoded.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// Keeps parts that follow each other as one, too, if it is not too much.
+    pub(super) fn insert_joined(&self, kind: Kind, parts: &[Arc<Part>]) {
+        if parts.iter().map(|part| part.bytes()).sum::<usize>() <= self.shard_bytes / SHARE {
+            self.insert(Part::joined(kind, parts));
+        }
+    }
+
+    /// Counts text whose ids were found, and text that was encoded.
+    pub(super) fn record(&self, reused: usize, encoded: usize) {
+        self.reused.fetch_add(reused as u64, Ordering::Relaxed);
+        self.encoded.fetch_add(encoded as u64, Ordering::Relaxed);
     }
 
     pub(super) fn stats(&self) -> PromptCacheStats {
+        let guesses = self.guesses.len() * size_of::<AtomicU64>();
         let mut stats = PromptCacheStats {
-            capacity_bytes: self.shard_bytes * self.shards.len(),
+            bytes: guesses,
+            capacity_bytes: self.shard_bytes * self.shards.len() + guesses,
             reused_bytes: self.reused.load(Ordering::Relaxed),
             encoded_bytes: self.encoded.load(Ordering::Relaxed),
             evictions: self.evictions.load(Ordering::Relaxed),
@@ -143,10 +152,21 @@ impl Store {
         }
     }
 
-    /// The shard of this key; `None` where another thread keeps it for too long.
-    fn shard(&self, key: &Key) -> Option<MutexGuard<'_, Shard>> {
+    fn guess(&self, kind: Kind, window: &[u8]) -> Option<&AtomicU64> {
+        let count = self.guesses.len() as u64;
+        let place = kind.hash_beginning(window).checked_rem(count)?;
+        self.guesses.get(place as usize)
+    }
+
+    /// The part under this hash, whichever it is.
+    fn held(&self, hash: u64) -> Option<Arc<Part>> {
+        self.shard(hash)?.find(hash)
+    }
+
+    /// The shard of this hash; `None` where another thread keeps it for too long.
+    fn shard(&self, hash: u64) -> Option<MutexGuard<'_, Shard>> {
         // The high bits: the index inside the shard uses the low ones.
-        let place = (key.hash >> 32) as usize % self.shards.len();
+        let place = (hash >> 32) as usize % self.shards.len();
         self.shards.get(place).and_then(lock)
     }
 }
@@ -169,13 +189,10 @@ fn lock(shard: &Mutex<Shard>) -> Option<MutexGuard<'_, Shard>> {
 }
 
 impl Shard {
-    fn find(&mut self, key: &Key, text: &str) -> Option<&[u32]> {
-        let entry = self.entries.get_mut(*self.places.get(&key.hash)?)?;
-        if entry.parse_special != key.parse_special || *entry.text != *text {
-            return None;
-        }
+    fn find(&mut self, hash: u64) -> Option<Arc<Part>> {
+        let entry = self.entries.get_mut(*self.places.get(&hash)?)?;
         entry.used = true;
-        Some(&entry.ids)
+        Some(Arc::clone(&entry.part))
     }
 
     /// Puts an entry in, making room first; returns how many had to go.
@@ -185,7 +202,7 @@ impl Shard {
             self.remove(place);
         }
         let mut evicted = 0;
-        while !self.entries.is_empty() && self.bytes + entry.bytes() > capacity {
+        while !self.entries.is_empty() && self.bytes + entry.part.bytes() > capacity {
             self.hand = if self.hand < self.entries.len() { self.hand } else { 0 };
             let Some(next) = self.entries.get_mut(self.hand) else { break };
             if std::mem::take(&mut next.used) {
@@ -195,7 +212,7 @@ impl Shard {
                 evicted += 1;
             }
         }
-        self.bytes += entry.bytes();
+        self.bytes += entry.part.bytes();
         self.places.insert(entry.hash, self.entries.len());
         self.entries.push(entry);
         evicted
@@ -206,7 +223,7 @@ impl Shard {
             return;
         }
         let gone = self.entries.swap_remove(place);
-        self.bytes -= gone.bytes();
+        self.bytes -= gone.part.bytes();
         self.places.remove(&gone.hash);
         if let Some(moved) = self.entries.get(place) {
             self.places.insert(moved.hash, place);
@@ -216,30 +233,41 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
+    use super::super::part::SMALLEST;
     use super::*;
 
-    fn put(store: &Store, text: &str, ids: &[u32]) {
-        store.insert(Key::new(text, false), text, ids);
+    const KIND: Kind = Kind { level: 0, parse_special: false };
+
+    /// A text that begins like no other one and is long enough to be a part.
+    fn text(name: &str) -> String {
+        format!("{name} {}", "x".repeat(SMALLEST))
     }
 
-    fn get(store: &Store, text: &str) -> Option<Vec<u32>> {
-        store.with(&Key::new(text, false), text, <[u32]>::to_vec)
+    fn put(store: &Store, name: &str, ids: &[u32]) {
+        store.insert(Part::new(KIND, text(name).as_bytes(), ids));
+    }
+
+    fn get(store: &Store, name: &str) -> Option<Vec<u32>> {
+        store.find(KIND, text(name).as_bytes()).map(|part| part.ids().to_vec())
     }
 
     #[test]
     fn what_is_held_stays_below_the_capacity() {
-        let store = Store::new(20_000);
-        for number in 0..1000_u32 {
-            put(&store, &format!("part {number} {}", "x".repeat(number as usize % 700)), &[number; 20]);
+        for capacity in [40_000, 4 << 20] {
+            let store = Store::new(capacity);
+            for number in 0..4000_u32 {
+                put(&store, &format!("part {number} {}", "y".repeat(number as usize % 700)), &[number; 20]);
+                let stats = store.stats();
+                assert!(stats.bytes <= stats.capacity_bytes && stats.entries > 0);
+                assert!(stats.capacity_bytes <= capacity);
+            }
             let stats = store.stats();
-            assert!(stats.bytes <= stats.capacity_bytes && stats.entries > 0);
+            assert_eq!(stats.evictions as usize + stats.entries, 4000);
+            put(&store, &"y".repeat(capacity + 1), &[1]);
+            assert_eq!(store.stats().entries, stats.entries, "what can never fit puts nothing out");
+            store.clear();
+            assert_eq!(store.stats().entries, 0);
         }
-        let stats = store.stats();
-        assert_eq!(stats.evictions as usize + stats.entries, 1000);
-        put(&store, &"y".repeat(30_000), &[1]);
-        assert_eq!(store.stats().entries, stats.entries, "what can never fit puts nothing out");
-        store.clear();
-        assert_eq!((store.stats().entries, store.stats().bytes), (0, 0));
     }
 
     #[test]
@@ -254,31 +282,75 @@ mod tests {
 
     #[test]
     fn equal_hashes_are_told_apart() {
-        let mut shard = Shard::default();
-        let entry = |text: &str, id| Entry {
-            hash: 5,
-            parse_special: false,
-            used: false,
-            text: text.into(),
-            ids: [id].into(),
-        };
-        let key = |parse_special| Key { hash: 5, parse_special };
-        shard.insert(entry("a", 1), 10_000);
-        assert_eq!(shard.find(&key(false), "b"), None);
-        assert_eq!(shard.find(&key(true), "a"), None);
-        shard.insert(entry("b", 2), 10_000);
-        assert_eq!(shard.find(&key(false), "a"), None);
-        assert_eq!(shard.entries.len(), 1);
-        assert_eq!(shard.find(&key(false), "b"), Some(&[2][..]));
+        let store = Store::new(1 << 20);
+        put(&store, "a", &[1]);
+        let hash = KIND.hash(&text("b").as_bytes()[..SMALLEST]);
+        // As if both texts had the same hash.
+        let entry =
+            |name| Entry { hash, used: false, part: Arc::new(Part::new(KIND, text(name).as_bytes(), &[3])) };
+        store.shard(hash).unwrap().insert(entry("a"), 1 << 20);
+        assert_eq!(get(&store, "b"), None);
+        store.shard(hash).unwrap().insert(entry("b"), 1 << 20);
+        assert_eq!((get(&store, "a"), get(&store, "b")), (Some(vec![1]), Some(vec![3])));
+        assert_eq!(store.stats().entries, 2);
+    }
+
+    #[test]
+    fn parts_of_other_kinds_are_told_apart() {
+        let store = Store::new(1 << 20);
+        let text = text("a").repeat(8);
+        let kinds = [(0, false), (0, true), (1, false), (1, true)];
+        let kinds = kinds.map(|(level, parse_special)| Kind { level, parse_special });
+        for (id, kind) in kinds.into_iter().enumerate() {
+            store.insert(Part::new(kind, text.as_bytes(), &[id as u32]));
+        }
+        for (id, kind) in kinds.into_iter().enumerate() {
+            assert_eq!(store.find(kind, text.as_bytes()).unwrap().ids(), [id as u32]);
+            // A guess that leads to a part of another kind is none.
+            let other = Kind { level: 1 - kind.level, ..kind };
+            let hash = other.hash(&text.as_bytes()[..other.window()]);
+            store.guess(kind, text.as_bytes()).unwrap().store(hash, Ordering::Relaxed);
+            assert_eq!(store.find(kind, text.as_bytes()).unwrap().ids(), [id as u32]);
+        }
+    }
+
+    #[test]
+    fn a_wrong_guess_costs_a_hash_and_nothing_else() {
+        let store = Store::new(1 << 20);
+        let texts = ["b", "c"].map(|end| format!("{}{end}", "a".repeat(SMALLEST - 1)));
+        for (id, text) in texts.iter().enumerate() {
+            store.insert(Part::new(KIND, text.as_bytes(), &[id as u32]));
+        }
+        for (id, text) in texts.iter().enumerate().chain(texts.iter().enumerate()) {
+            assert_eq!(store.find(KIND, text.as_bytes()).unwrap().ids(), [id as u32]);
+        }
+        assert!(store.find(KIND, "a".repeat(SMALLEST).as_bytes()).is_none());
+        assert!(store.find(KIND, &texts[0].as_bytes()[1..]).is_none(), "shorter than any part");
+    }
+
+    #[test]
+    fn joined_parts_are_the_parts() {
+        let store = Store::new(16 << 20);
+        let parts: Vec<_> = (0..3_u32)
+            .map(|id| Arc::new(Part::new(KIND, text(&id.to_string()).repeat(3).as_bytes(), &[id, 9])))
+            .collect();
+        let kind = Kind { level: 1, ..KIND };
+        store.insert_joined(kind, &parts);
+        let whole: Vec<u8> = parts.iter().flat_map(|part| part.text()).copied().collect();
+        assert_eq!(store.find(kind, &whole).unwrap().ids(), [0, 9, 1, 9, 2, 9]);
+        let small = Store::new(20_000);
+        small.insert_joined(kind, &parts);
+        assert_eq!(small.stats().entries, 0);
     }
 
     #[test]
     fn a_held_lock_is_a_miss_and_no_wait() {
-        let store = Store::new(1000);
+        let store = Store::new(40_000);
         put(&store, "a", &[1]);
-        let held: Vec<_> = store.shards.iter().map(|shard| shard.lock().unwrap()).collect();
+        let held = store.shards[0].lock().unwrap();
         assert_eq!(get(&store, "a"), None);
         put(&store, "b", &[2]);
+        assert_eq!(store.stats().entries, 0);
         drop(held);
         assert_eq!((get(&store, "a"), get(&store, "b")), (Some(vec![1]), None));
     }
