@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
+
+# Triton reads this when it is imported, whichever test is the first to do so; `make test-gpu` says 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Nothing here may fail because a machine is slow; what hangs is ended by pytest-timeout.
 settings.register_profile("infer-accel", deadline=None)

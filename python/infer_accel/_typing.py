@@ -1,10 +1,10 @@
-"""What tensors look like to a type checker."""
+"""What tensors and streams look like to a type checker."""
 
 from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-__all__ = ["Tensor", "TensorT"]
+__all__ = ["Stream", "Tensor", "TensorT"]
 
 
 class Tensor(Protocol):
@@ -21,3 +21,12 @@ class Tensor(Protocol):
 
 
 TensorT = TypeVar("TensorT", bound=Tensor)
+
+
+class Stream(Protocol):
+    """A stream of CUDA: torch's, or anything else that tells its handle."""
+
+    @property
+    def cuda_stream(self) -> int:
+        """The driver's handle."""
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from infer_accel import _backend
@@ -9,8 +10,10 @@ from infer_accel.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
-    from infer_accel._typing import Tensor
+    from infer_accel._typing import Stream, Tensor
+    from infer_accel.kernels._handle import PageCopy
 
 _implementation = _backend.load("kvcache")
 
@@ -22,8 +25,8 @@ def page_copy(
     *,
     axis: int = 0,
     num_threads: int | None = None,
-    stream: int | None = None,
-) -> None:
+    stream: Stream | int | None = None,
+) -> PageCopy | None:
     """Copy pages from one tensor to another, in every layer alike.
 
     Sources are a snapshot: the result is as if all were read before any is written. A call that could tell
@@ -40,9 +43,16 @@ def page_copy(
     axis
         Which axis counts pages; negative counts from the back.
     num_threads
-        Threads to use; ``None`` for ``INFER_ACCEL_NUM_THREADS`` or all processors.
+        Threads to use; ``None`` for ``INFER_ACCEL_NUM_THREADS`` or all processors. CUDA tensors need none.
     stream
-        For CUDA tensors only, which this function does not take yet.
+        For CUDA tensors only: the stream that the copy is given to, torch's or its handle; torch's current one
+        where it is left out.
+
+    Returns
+    -------
+    PageCopy or None
+        For CUDA tensors, whose copies are asynchronous, a handle to wait for. None for tensors of the CPU: the pages
+        are copied.
 
     Raises
     ------
@@ -52,6 +62,10 @@ def page_copy(
         A byte would be read and written, or written twice.
     ShapeError, DTypeError, ReadOnlyError, DeviceError, GradientError
         The tensors do not fit each other, or cannot be used.
+    LayoutError
+        CUDA tensors whose pages are not made of contiguous runs, or whose memory was freed.
+    BackendError
+        CUDA tensors, and no Triton.
     ArgumentError
         An axis that is not there, `num_threads` below 1, or a `stream` for CPU tensors.
     KeyboardInterrupt
@@ -62,6 +76,10 @@ def page_copy(
     Linear in the bytes. Where pages are adjacent on both sides their copies are joined; copies of 16 MiB
     and more go past the cache (non-temporal stores). The interpreter's lock is released from 128 KiB on.
 
+    On CUDA both sides lie on one GPU, or one of them in pinned memory of the host (:class:`HostPool`). A `mapping` of
+    the host is checked before anything is launched; one on the GPU, for graphs, is checked there: rows that name pages
+    which are not there are left out, and ``PageCopy.synchronize`` tells. See the page "CUDA" of the documentation.
+
     Examples
     --------
     >>> import numpy as np
@@ -71,8 +89,13 @@ def page_copy(
     >>> bool((cache[3] == saved[0]).all())
     True
     """
+    sources, targets = _layers(src), _layers(dst)
+    if _is_cuda(sources, targets):
+        under_way: PageCopy = _cuda().page_copy(sources, targets, mapping, axis=axis, stream=stream)
+        return under_way
     _refuse_stream(stream)
-    _implementation.page_copy(_layers(src), _layers(dst), mapping, axis=axis, num_threads=num_threads)
+    _implementation.page_copy(sources, targets, mapping, axis=axis, num_threads=num_threads)
+    return None
 
 
 def page_gather(
@@ -82,7 +105,8 @@ def page_gather(
     *,
     axis: int = 0,
     num_threads: int | None = None,
-) -> None:
+    stream: Stream | int | None = None,
+) -> PageCopy | None:
     """Copy page ``ids[i]`` of `src` to page ``i`` of `out`, in every layer alike.
 
     Parameters
@@ -91,14 +115,19 @@ def page_gather(
         As `src` and `dst` of :func:`page_copy`; `out` has one page for each id.
     ids
         Integers of shape ``[n]``; an id may come twice.
-    axis, num_threads
+    axis, num_threads, stream
+        As for :func:`page_copy`.
+
+    Returns
+    -------
+    PageCopy or None
         As for :func:`page_copy`.
 
     Raises
     ------
     ShapeError
         `out` has not one page for each id; and as for :func:`page_copy`.
-    IdError, OverlapError, DTypeError, ReadOnlyError, DeviceError, GradientError, ArgumentError
+    IdError, OverlapError, DTypeError, ReadOnlyError, DeviceError, GradientError, LayoutError, ArgumentError
         As for :func:`page_copy`.
 
     Examples
@@ -109,7 +138,13 @@ def page_gather(
     >>> packed[0]
     array([ 9., 10., 11.])
     """
-    _implementation.page_gather(_layers(src), ids, _layers(out), axis=axis, num_threads=num_threads)
+    sources, targets = _layers(src), _layers(out)
+    if _is_cuda(sources, targets):
+        under_way: PageCopy = _cuda().page_gather(sources, ids, targets, axis=axis, stream=stream)
+        return under_way
+    _refuse_stream(stream)
+    _implementation.page_gather(sources, ids, targets, axis=axis, num_threads=num_threads)
+    return None
 
 
 def page_scatter(
@@ -119,7 +154,8 @@ def page_scatter(
     *,
     axis: int = 0,
     num_threads: int | None = None,
-) -> None:
+    stream: Stream | int | None = None,
+) -> PageCopy | None:
     """Copy page ``i`` of `src` to page ``ids[i]`` of `dst`, in every layer alike.
 
     Parameters
@@ -128,14 +164,19 @@ def page_scatter(
         As for :func:`page_copy`; `src` has one page for each id.
     ids
         Integers of shape ``[n]``, each once.
-    axis, num_threads
+    axis, num_threads, stream
+        As for :func:`page_copy`.
+
+    Returns
+    -------
+    PageCopy or None
         As for :func:`page_copy`.
 
     Raises
     ------
     ShapeError
         `src` has not one page for each id; and as for :func:`page_copy`.
-    IdError, OverlapError, DTypeError, ReadOnlyError, DeviceError, GradientError, ArgumentError
+    IdError, OverlapError, DTypeError, ReadOnlyError, DeviceError, GradientError, LayoutError, ArgumentError
         As for :func:`page_copy`.
 
     Examples
@@ -146,14 +187,30 @@ def page_scatter(
     >>> cache[2]
     array([1., 1., 1.])
     """
-    _implementation.page_scatter(_layers(src), _layers(dst), ids, axis=axis, num_threads=num_threads)
+    sources, targets = _layers(src), _layers(dst)
+    if _is_cuda(sources, targets):
+        under_way: PageCopy = _cuda().page_scatter(sources, targets, ids, axis=axis, stream=stream)
+        return under_way
+    _refuse_stream(stream)
+    _implementation.page_scatter(sources, targets, ids, axis=axis, num_threads=num_threads)
+    return None
 
 
 def _layers(tensors: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return tensors if isinstance(tensors, list | tuple) else [tensors]  # type: ignore[list-item]
 
 
-def _refuse_stream(stream: int | None) -> None:
+def _is_cuda(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
+    """Return whether a copy is one for the GPU: its first layers say so, and the kernels look at the others."""
+    return any(getattr(side[0], "is_cuda", False) for side in (sources, targets) if side)
+
+
+def _cuda() -> ModuleType:
+    """Return what works on CUDA tensors, which is loaded with the first of them."""
+    return importlib.import_module("infer_accel.kernels.page_copy")
+
+
+def _refuse_stream(stream: Stream | int | None) -> None:
     if stream is not None:
         message = f"stream={stream} came; streams order copies of CUDA tensors, and these are on the CPU"
         raise ArgumentError(message, code="argument.stream")
