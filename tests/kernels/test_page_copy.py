@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.devices import SaysCuda
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 from infer_accel import errors, kvcache
 from infer_accel.kernels import page_copy as kernels
 from infer_accel.kernels._device import Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FORMATS = [torch.uint8, torch.int16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn]
 
@@ -150,9 +150,9 @@ def test_overlaps_are_refused(name: str, make: Any) -> None:
     before = array.clone()
     layers: Any = [side if isinstance(side, list) else [side] for side in (source, target)]
     with pytest.raises(errors.OverlapError):
-        kernels.page_copy(*layers, pairs, axis=0)
+        kernels.page_copy(layers[0], layers[1], pairs, axis=0)
     with pytest.raises(errors.OverlapError):
-        kvcache.page_copy(*layers, pairs)
+        kvcache.page_copy(layers[0], layers[1], pairs)
     assert torch.equal(array, before)
 
 
@@ -175,10 +175,11 @@ def test_overlap_is_judged_as_on_the_cpu(data: st.DataObject) -> None:
     rows = [len(side[0]) for side in sides]
     targets = data.draw(st.permutations(range(rows[1])))[: data.draw(st.integers(1, rows[1]))]
     pairs = [[data.draw(st.integers(0, rows[0] - 1)), target] for target in targets]
+    tensors = [[torch.from_numpy(array) for array in side] for side in sides]
     before, outcomes = base.copy(), []
     ways: list[Callable[[], object]] = [
-        lambda: kvcache.page_copy(*sides, pairs),
-        lambda: kernels.page_copy(*([torch.from_numpy(a) for a in side] for side in sides), pairs, axis=0),
+        lambda: kvcache.page_copy(sides[0], sides[1], pairs),
+        lambda: kernels.page_copy(tensors[0], tensors[1], pairs, axis=0),
     ]
     for copy in ways:
         base[:] = before
