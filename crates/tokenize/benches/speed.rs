@@ -11,7 +11,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use infer_accel_tokenize::bpe::{BpeParts, BytePairEncoder, Merges};
+use infer_accel_tokenize::bpe::{BpeParts, BytePairEncoder, Merges, Symbols};
 use infer_accel_tokenize::pretokenize::Pretokenizer;
 
 fn decode_base64(text: &str) -> Vec<u8> {
@@ -52,7 +52,12 @@ fn main() {
         );
         return;
     };
-    let parts = BpeParts { tokens: read_ranks(ranks), merges: Merges::ByRank, ignore_merges: true };
+    let parts = BpeParts {
+        tokens: read_ranks(ranks),
+        merges: Merges::ByRank,
+        begins_with: Symbols::Bytes,
+        ignore_merges: true,
+    };
     let start = Instant::now();
     let encoder = BytePairEncoder::new(Pretokenizer::preset(preset).unwrap(), parts).unwrap();
     println!("built in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);

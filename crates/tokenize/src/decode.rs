@@ -2,6 +2,7 @@
 
 use crate::encode::in_tasks;
 use crate::error::{Result, TokenizeError};
+use crate::spacing::Spacing;
 use crate::tokenizer::{Pipeline, Tokenizer};
 
 /// What to do with decoded bytes that are not UTF-8, as Python's `bytes.decode` names it.
@@ -22,6 +23,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizeError::IdOutOfRange`], [`TokenizeError::UnassignedId`], [`TokenizeError::InvalidUtf8`].
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool, invalid: InvalidUtf8) -> Result<String> {
+        if let Some(spacing) = self.spacing() {
+            return spacing.decode(&self.vocabulary, self.shown(ids, skip_special_tokens), invalid);
+        }
         let bytes = self.decode_bytes(ids, skip_special_tokens)?;
         match String::from_utf8(bytes) {
             Ok(text) => Ok(text),
@@ -50,6 +54,9 @@ impl Tokenizer {
             }
             return Ok(pipeline.decode(ids, skip_special_tokens)?.into_bytes());
         }
+        if let Some(spacing) = self.spacing() {
+            return spacing.bytes(&self.vocabulary, self.shown(ids, skip_special_tokens));
+        }
         let mut bytes = Vec::with_capacity(ids.len() * 5); // a token of English has four to five bytes
         for &id in ids {
             let token = self.vocabulary.bytes(id)?;
@@ -58,6 +65,18 @@ impl Tokenizer {
             }
         }
         Ok(bytes)
+    }
+
+    /// How texts are put together, where tokens are not just bytes one after the other.
+    pub(crate) fn spacing(&self) -> Option<&Spacing> {
+        match &self.pipeline {
+            Pipeline::Native(pipeline) => pipeline.spacing.as_ref(),
+            Pipeline::Fallback(_) => None,
+        }
+    }
+
+    fn shown(&self, ids: &[u32], skip_special_tokens: bool) -> impl Iterator<Item = u32> {
+        ids.iter().copied().filter(move |&id| !(skip_special_tokens && self.vocabulary.is_special(id)))
     }
 
     /// The texts of many lists of ids, one after the other in `ids`: list `i` is `ids[offsets[i]..offsets[i + 1]]`,

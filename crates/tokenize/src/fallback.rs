@@ -20,7 +20,7 @@ use crate::error::{Result, TokenizeError};
 use crate::limits::{Side, Strategy, Truncation};
 use crate::offsets::Located;
 use crate::special::{AddedToken, Matcher};
-use crate::vocabulary::{Entry, MAX_ID, Vocabulary};
+use crate::vocabulary::{Entry, Kind, MAX_ID, Vocabulary};
 
 /// The sections of a `tokenizer.json`.
 pub(crate) struct FallbackParts<'f> {
@@ -209,7 +209,7 @@ fn vocabulary(variant: &Variant) -> Result<Vocabulary> {
     let entries = (0..=last).filter_map(|id| {
         let bytes = variant.id_to_token(id)?.into_bytes();
         let special = added.get(&id).is_some_and(|token| token.special);
-        Some(Entry { id, bytes, printable: false, special })
+        Some(Entry { id, bytes, kind: Kind::Plain, special })
     });
     Vocabulary::new(entries.collect())
 }

@@ -9,6 +9,8 @@ use crate::borders::Borders;
 use crate::bpe::BytePairEncoder;
 use crate::error::Result;
 use crate::frame::Frame;
+use crate::load::spaced;
+use crate::spacing::Spacing;
 use crate::special::{AddedToken, Matcher, Part};
 
 /// What is done to a text before it is split.
@@ -17,12 +19,49 @@ pub(crate) enum Normalization {
     None,
     /// Unicode's canonical composition, by the same tables (Unicode 9) as the reference.
     Nfc,
+    /// U+2581 is a space, and a space may be put before the text.
+    Spaces(PrefixSpace),
+}
+
+/// Where a space is put before a text that is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrefixSpace {
+    Never,
+    /// Before every part between added tokens.
+    Always,
+    /// The same, unless one stands there.
+    UnlessThere,
+    /// Only at the beginning of the whole text, unless one stands there.
+    AtStart,
+}
+
+impl PrefixSpace {
+    /// Whether this part of a text gets one.
+    fn is_put(self, text: &str, at_start: bool) -> bool {
+        let there = || text.starts_with([' ', spaced::MARK]);
+        !text.is_empty()
+            && match self {
+                Self::Never => false,
+                Self::Always => true,
+                Self::UnlessThere => !there(),
+                Self::AtStart => at_start && !there(),
+            }
+    }
 }
 
 impl Normalization {
-    pub(crate) fn apply(self, text: &str) -> Cow<'_, str> {
+    /// The normalized text; `at_start` says whether it is the beginning of the whole text.
+    pub(crate) fn apply(self, text: &str, at_start: bool) -> Cow<'_, str> {
         match self {
             Self::None => Cow::Borrowed(text),
+            Self::Spaces(prefix) => {
+                let text_without = spaced::without_marks(text);
+                if prefix.is_put(text, at_start) {
+                    Cow::Owned([" ", &text_without].concat())
+                } else {
+                    text_without
+                }
+            }
             // Below U+0300 nothing composes or decomposes; its first byte in UTF-8 is 0xCC.
             Self::Nfc if text.bytes().all(|byte| byte < 0xcc) => Cow::Borrowed(text),
             Self::Nfc if is_nfc_quick(text.chars()) == IsNormalized::Yes => Cow::Borrowed(text),
@@ -47,6 +86,8 @@ pub(crate) struct NativePipeline {
     normalized: Matcher,
     normalization: Normalization,
     prefix_space: bool,
+    /// How texts are put together, where tokens are not just bytes one after the other.
+    pub(crate) spacing: Option<Spacing>,
     pub(crate) frame: Frame,
     /// Where added tokens may lie.
     borders: Borders,
@@ -62,6 +103,7 @@ impl NativePipeline {
             normalized: Matcher::new(normalized)?,
             normalization: Normalization::None,
             prefix_space: false,
+            spacing: None,
             frame,
             borders,
         })
@@ -74,6 +116,11 @@ impl NativePipeline {
 
     pub(crate) fn with_prefix_space(mut self, prefix_space: bool) -> Self {
         self.prefix_space = prefix_space;
+        self
+    }
+
+    pub(crate) fn with_spacing(mut self, spacing: Spacing) -> Self {
+        self.spacing = Some(spacing);
         self
     }
 
@@ -123,10 +170,12 @@ impl NativePipeline {
                 ControlFlow::Break(())
             }
         };
+        let start = text.as_ptr();
         let _ = self.exact.split(text, parse_special, |part| match part {
             Part::Token(id) => step(Piece::Token(id)),
             Part::Text(text) => {
-                let text = self.normalization.apply(text);
+                let at_start = text.as_ptr() == start;
+                let text = self.normalization.apply(text, at_start);
                 self.normalized.split(&text, parse_special, |part| match part {
                     Part::Token(id) => step(Piece::Token(id)),
                     Part::Text("") => ControlFlow::Continue(()),
@@ -187,8 +236,13 @@ impl NativePipeline {
         };
         let plain = || before.is_ascii() && after.is_ascii() && bytes.get(at + 1).is_none_or(u8::is_ascii);
         let idle = self.exact.is_idle(parse_special) && self.normalized.is_idle(parse_special);
+        let alone = match self.normalization {
+            Normalization::Spaces(PrefixSpace::Always) => false,
+            Normalization::Spaces(PrefixSpace::UnlessThere | PrefixSpace::AtStart) => after == b' ',
+            _ => !self.prefix_space || after == b' ',
+        };
         text.is_char_boundary(at)
-            && (!self.prefix_space || after == b' ')
+            && alone
             && (self.normalization == Normalization::None || plain())
             && (idle || self.borders.are_clear(before, after))
             && self.encoder.pretokenizer().is_cut(text, at)
@@ -197,14 +251,25 @@ impl NativePipeline {
     /// Where in the text its first `limit` ids end, in bytes; `None` where ids do not end at places of the text as
     /// it came (it was normalized, or a space was put before it, or an added token took space along).
     pub(crate) fn end_of(&self, text: &str, limit: usize) -> Option<usize> {
-        if !self.is_direct(false) {
+        let idle = self.exact.is_idle(false) && self.normalized.is_idle(false);
+        if self.prefix_space || !idle {
             return None;
         }
+        let prefixed = match self.normalization {
+            Normalization::None => false,
+            Normalization::Spaces(prefix) if !text.contains(spaced::MARK) => prefix.is_put(text, true),
+            _ => return None,
+        };
         let mut spans = Vec::new();
-        self.encoder.encode_with_spans(text, &mut spans).ok()?;
+        let encoded = if prefixed { self.normalization.apply(text, true) } else { Cow::Borrowed(text) };
+        self.encoder.encode_with_spans(&encoded, &mut spans).ok()?;
         match limit.checked_sub(1) {
             None => Some(0),
-            Some(last) => Some(spans.get(last).map_or(text.len(), |span| span.end as usize)),
+            Some(last) => Some(
+                spans
+                    .get(last)
+                    .map_or(text.len(), |span| (span.end as usize).saturating_sub(usize::from(prefixed))),
+            ),
         }
     }
 }
@@ -217,11 +282,11 @@ mod tests {
     fn composition_leaves_composed_text_alone() {
         for text in ["", "plain", "h\u{e9}llo", "漢字 かな", "\u{1e0b}\u{323}"] {
             let composed: String = text.nfc().map(|(character, _)| character).collect();
-            let applied = Normalization::Nfc.apply(text);
+            let applied = Normalization::Nfc.apply(text, true);
             assert_eq!(applied, composed, "{text:?}");
             assert_eq!(matches!(applied, Cow::Borrowed(_)), text == composed, "{text:?}");
         }
-        assert_eq!(Normalization::Nfc.apply("e\u{301}"), "\u{e9}");
-        assert_eq!(Normalization::None.apply("e\u{301}"), "e\u{301}");
+        assert_eq!(Normalization::Nfc.apply("e\u{301}", true), "\u{e9}");
+        assert_eq!(Normalization::None.apply("e\u{301}", true), "e\u{301}");
     }
 }

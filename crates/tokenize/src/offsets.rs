@@ -69,11 +69,17 @@ struct Normalized<'t> {
 }
 
 impl<'t> Normalized<'t> {
-    fn new(normalization: Normalization, text: &'t str) -> Self {
-        let normalized = normalization.apply(text);
+    fn new(normalization: Normalization, text: &'t str, at_start: bool) -> Self {
+        let normalized = normalization.apply(text, at_start);
         let alignment = matches!(normalized, Cow::Owned(_)).then(|| {
             let mut alignment = NormalizedString::from(text);
-            alignment.nfc();
+            match normalization {
+                Normalization::None => {}
+                Normalization::Nfc => {
+                    alignment.nfc();
+                }
+                Normalization::Spaces(_) => align_spaces(&mut alignment, &normalized),
+            }
             alignment
         });
         Self { text: normalized, alignment }
@@ -84,6 +90,20 @@ impl<'t> Normalized<'t> {
         let Some(alignment) = &self.alignment else { return part };
         let found = alignment.convert_offsets(Referential::Normalized(part.clone()));
         found.unwrap_or(part)
+    }
+}
+
+/// Makes the alignment's text the normalized one, which has a space for each mark and perhaps one more before it.
+fn align_spaces(alignment: &mut NormalizedString, normalized: &str) {
+    let characters = alignment.get().chars().count();
+    let replaced: Vec<(char, isize)> = normalized
+        .chars()
+        .skip(normalized.chars().count() - characters)
+        .map(|character| (character, 0))
+        .collect();
+    alignment.transform(replaced, 0);
+    if alignment.get().len() < normalized.len() {
+        alignment.prepend(" ");
     }
 }
 
@@ -111,7 +131,8 @@ impl NativePipeline {
         located: &mut Vec<Located>,
     ) -> Result<()> {
         let start = part.start;
-        let normalized = Normalized::new(self.normalization(), text.get(part).unwrap_or_default());
+        let normalized =
+            Normalized::new(self.normalization(), text.get(part).unwrap_or_default(), start == 0);
         let moved = |part: Range<usize>| {
             let original = normalized.original(part);
             start + original.start..start + original.end

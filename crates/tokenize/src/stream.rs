@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::decode::InvalidUtf8;
 use crate::error::{Result, TokenizeError};
+use crate::spacing::Joining;
 use crate::tokenizer::{Pipeline, Tokenizer};
 
 /// Ids before the stream that can change its first text: enough to hold the beginning of a character.
@@ -24,6 +25,7 @@ pub struct StreamDecoder {
     invalid: InvalidUtf8,
     pending: Pending,
     window: Window,
+    joining: Joining,
 }
 
 /// The beginning of a character: at most three bytes.
@@ -52,8 +54,8 @@ struct Window {
 impl StreamDecoder {
     /// A stream that begins now; O(1).
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special_tokens: bool, invalid: InvalidUtf8) -> Self {
-        let (pending, window) = (Pending::default(), Window::default());
-        Self { tokenizer, skip_special_tokens, invalid, pending, window }
+        let (pending, window, joining) = (Pending::default(), Window::default(), Joining::default());
+        Self { tokenizer, skip_special_tokens, invalid, pending, window, joining }
     }
 
     /// This stream as it goes on after these ids, whose own text is not returned. O(1): only the last few matter.
@@ -61,6 +63,12 @@ impl StreamDecoder {
     /// # Errors
     /// As for [`StreamDecoder::step`].
     pub fn after(mut self, ids: &[u32]) -> Result<Self> {
+        if let Some(spacing) = self.tokenizer.spacing() {
+            let shown = |id: &u32| !(self.skip_special_tokens && self.tokenizer.vocabulary.is_special(*id));
+            let ids = ids.iter().copied().filter(shown);
+            self.joining = spacing.joining_after(&self.tokenizer.vocabulary, ids)?;
+            return Ok(self);
+        }
         let context = ids.get(ids.len().saturating_sub(CONTEXT)..).unwrap_or(ids);
         if let Pipeline::Fallback(_) = self.tokenizer.pipeline {
             for &id in context {
@@ -89,6 +97,9 @@ impl StreamDecoder {
         if self.skip_special_tokens && self.tokenizer.vocabulary.is_special(id) {
             return Ok(());
         }
+        if let Some(spacing) = self.tokenizer.spacing() {
+            return spacing.step(&self.tokenizer.vocabulary, &mut self.joining, id, self.invalid, text);
+        }
         if self.pending.len == 0
             && let Ok(whole) = std::str::from_utf8(token)
         {
@@ -107,6 +118,10 @@ impl StreamDecoder {
     /// # Errors
     /// [`TokenizeError::InvalidUtf8`], where the caller asked for strictness.
     pub fn finish(&mut self, text: &mut String) -> Result<()> {
+        if let Some(spacing) = self.tokenizer.spacing() {
+            let mut joining = std::mem::take(&mut self.joining);
+            return spacing.finish(&mut joining, self.invalid, text);
+        }
         let (pending, window) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.window));
         if pending.len > 0 {
             match self.invalid {

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::error::{Result, TokenizeError};
-use crate::load::byte_level;
+use crate::load::{byte_level, spaced};
 
 /// The greatest id that is served. The table has a row for each id below the greatest, so that a small file with a
 /// huge id must not ask for gigabytes; the largest vocabularies in use have about 2^18 tokens.
@@ -12,15 +12,53 @@ pub const MAX_ID: u32 = (1 << 24) - 1;
 const ASSIGNED: u8 = 1;
 const PRINTABLE: u8 = 2;
 const SPECIAL: u8 = 4;
+const SPACED: u8 = 8;
+const BYTE: u8 = 16;
+/// What decides how a token is written.
+const WRITING: u8 = PRINTABLE | SPACED | BYTE;
+
+/// How a token is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// As its bytes are.
+    Plain,
+    /// In the byte-level alphabet.
+    ByteLevel,
+    /// With U+2581 for each space.
+    Spaced,
+    /// As a number: `<0x0A>`.
+    Byte,
+}
+
+impl Kind {
+    fn flag(self) -> u8 {
+        match self {
+            Self::Plain => 0,
+            Self::ByteLevel => PRINTABLE,
+            Self::Spaced => SPACED,
+            Self::Byte => BYTE,
+        }
+    }
+}
 
 /// One token of a vocabulary that is being built.
 pub(crate) struct Entry {
     pub(crate) id: u32,
     /// What the token decodes to.
     pub(crate) bytes: Vec<u8>,
-    /// Whether the token is written in the byte-level alphabet; if not, its bytes are its written form.
-    pub(crate) printable: bool,
+    pub(crate) kind: Kind,
     pub(crate) special: bool,
+}
+
+impl Entry {
+    fn width(&self) -> usize {
+        let spaces = if self.kind == Kind::Spaced {
+            self.bytes.iter().filter(|byte| **byte == b' ').count()
+        } else {
+            0
+        };
+        self.bytes.len() + 2 * spaces
+    }
 }
 
 /// All tokens by id. Ids may leave gaps.
@@ -54,7 +92,7 @@ impl Vocabulary {
             ends: Vec::with_capacity(size),
             flags: Vec::with_capacity(size),
             by_form: OnceLock::new(),
-            longest: entries.iter().map(|entry| entry.bytes.len()).max().unwrap_or(0),
+            longest: entries.iter().map(Entry::width).max().unwrap_or(0),
         };
         for entry in entries {
             table.push(&entry)?;
@@ -76,9 +114,8 @@ impl Vocabulary {
         self.flags.resize(entry.id as usize, 0);
         self.bytes.extend_from_slice(&entry.bytes);
         self.ends.push(self.bytes.len() as u32);
-        let printable = if entry.printable { PRINTABLE } else { 0 };
         let special = if entry.special { SPECIAL } else { 0 };
-        self.flags.push(ASSIGNED | printable | special);
+        self.flags.push(ASSIGNED | entry.kind.flag() | special);
         Ok(())
     }
 
@@ -87,7 +124,7 @@ impl Vocabulary {
         self.ends.len()
     }
 
-    /// The length in bytes of the longest token.
+    /// The length in bytes of the longest token, as it may stand in a text (where U+2581 is as good as a space).
     pub(crate) fn longest(&self) -> usize {
         self.longest
     }
@@ -132,9 +169,12 @@ impl Vocabulary {
             return None;
         }
         let bytes = self.slice(id);
-        Some(match flags & PRINTABLE {
-            0 => String::from_utf8_lossy(bytes).into_owned(),
-            _ => byte_level::to_printable(bytes),
+        let text = || String::from_utf8_lossy(bytes).into_owned();
+        Some(match (flags & WRITING, bytes) {
+            (PRINTABLE, _) => byte_level::to_printable(bytes),
+            (SPACED, _) => text().replace(' ', "\u{2581}"),
+            (BYTE, [byte]) => spaced::written(*byte),
+            _ => text(),
         })
     }
 
@@ -146,16 +186,26 @@ impl Vocabulary {
             ids.sort_by(|&a, &b| self.key(a).cmp(&self.key(b)));
             ids
         });
-        let (flag, bytes) = match byte_level::to_bytes(form) {
-            Some(bytes) => (PRINTABLE, bytes),
-            None => (0, form.as_bytes().to_vec()),
+        let find = |flag: u8, bytes: &[u8]| {
+            let at = order.partition_point(|&id| self.key(id) < (flag, bytes));
+            order.get(at).copied().filter(|&id| self.key(id) == (flag, bytes))
         };
-        let at = order.partition_point(|&id| self.key(id) < (flag, bytes.as_slice()));
-        order.get(at).copied().filter(|&id| self.key(id) == (flag, bytes.as_slice()))
+        let printable = byte_level::to_bytes(form).and_then(|bytes| find(PRINTABLE, &bytes));
+        let spaced = || {
+            let text = spaced::without_marks(form);
+            if form.contains(' ') { None } else { find(SPACED, text.as_bytes()) }
+        };
+        let byte = || spaced::byte(form).and_then(|byte| find(BYTE, &[byte]));
+        printable.or_else(|| find(0, form.as_bytes())).or_else(spaced).or_else(byte)
+    }
+
+    /// Whether the token stands for one byte of a character.
+    pub(crate) fn is_byte(&self, id: u32) -> bool {
+        self.flags(id) & BYTE != 0
     }
 
     fn key(&self, id: u32) -> (u8, &[u8]) {
-        (self.flags(id) & PRINTABLE, self.slice(id))
+        (self.flags(id) & WRITING, self.slice(id))
     }
 }
 
@@ -164,7 +214,33 @@ mod tests {
     use super::*;
 
     fn entry(id: u32, bytes: &[u8], printable: bool, special: bool) -> Entry {
-        Entry { id, bytes: bytes.to_vec(), printable, special }
+        let kind = if printable { Kind::ByteLevel } else { Kind::Plain };
+        Entry { id, bytes: bytes.to_vec(), kind, special }
+    }
+
+    #[test]
+    fn forms_lead_back_to_their_ids() {
+        let kinds = [
+            (b" a".as_slice(), Kind::Spaced),
+            (b"\n", Kind::Byte),
+            (b"<s>", Kind::Plain),
+            (b"a b", Kind::Plain),
+            (b"a", Kind::Spaced),
+        ];
+        let entries = kinds.iter().zip(0..).map(|(&(bytes, kind), id)| Entry {
+            id,
+            bytes: bytes.to_vec(),
+            kind,
+            special: false,
+        });
+        let table = Vocabulary::new(entries.collect()).unwrap();
+        for (id, form) in ["▁a", "<0x0A>", "<s>", "a b", "a"].into_iter().enumerate() {
+            assert_eq!((table.form(id as u32).as_deref(), table.id(form)), (Some(form), Some(id as u32)));
+        }
+        assert_eq!(
+            (table.id(" a"), table.id("\n"), table.is_byte(1), table.is_byte(0)),
+            (None, None, true, false)
+        );
     }
 
     #[test]

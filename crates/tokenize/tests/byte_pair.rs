@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use infer_accel_tokenize::TokenizeError;
-use infer_accel_tokenize::bpe::{BpeParts, BytePairEncoder, Merges};
+use infer_accel_tokenize::bpe::{BpeParts, BytePairEncoder, Merges, Symbols};
 use infer_accel_tokenize::pretokenize::{Pretokenizer, Unmatched};
 use proptest::prelude::*;
 
@@ -87,7 +87,12 @@ fn encode_by_definition(trained: &Trained, by_rank: bool, text: &str) -> Vec<u32
 
 fn encoder(trained: &Trained, by_rank: bool) -> BytePairEncoder {
     let merges = if by_rank { Merges::ByRank } else { Merges::Pairs(trained.pairs.clone()) };
-    let parts = BpeParts { tokens: trained.tokens.clone(), merges, ignore_merges: false };
+    let parts = BpeParts {
+        tokens: trained.tokens.clone(),
+        merges,
+        begins_with: Symbols::Bytes,
+        ignore_merges: false,
+    };
     BytePairEncoder::new(Pretokenizer::preset("cl100k").unwrap(), parts).unwrap()
 }
 
@@ -168,7 +173,12 @@ fn whole_tokens_come_first_only_where_asked() {
     let mut tokens: Vec<(Vec<u8>, u32)> = (0..=255_u8).map(|byte| (vec![byte], u32::from(byte))).collect();
     tokens.push((b"ab".to_vec(), 300));
     for (ignore_merges, expected) in [(true, vec![300]), (false, vec![97, 98])] {
-        let parts = BpeParts { tokens: tokens.clone(), merges: Merges::Pairs(Vec::new()), ignore_merges };
+        let parts = BpeParts {
+            tokens: tokens.clone(),
+            merges: Merges::Pairs(Vec::new()),
+            begins_with: Symbols::Bytes,
+            ignore_merges,
+        };
         let encoder = BytePairEncoder::new(Pretokenizer::preset("gpt2").unwrap(), parts).unwrap();
         for _ in 0..2 {
             let mut ids = Vec::new();
@@ -181,7 +191,12 @@ fn whole_tokens_come_first_only_where_asked() {
 #[test]
 fn dropped_text_has_no_ids_and_no_span() {
     let trained = train(0);
-    let parts = BpeParts { tokens: trained.tokens.clone(), merges: Merges::ByRank, ignore_merges: false };
+    let parts = BpeParts {
+        tokens: trained.tokens.clone(),
+        merges: Merges::ByRank,
+        begins_with: Symbols::Bytes,
+        ignore_merges: false,
+    };
     let pretokenizer = Pretokenizer::from_pattern("[a-z]+").unwrap().with_unmatched(Unmatched::Drop);
     let encoder = BytePairEncoder::new(pretokenizer, parts).unwrap();
     let mut spans = Vec::new();
@@ -195,7 +210,7 @@ fn dropped_text_has_no_ids_and_no_span() {
 fn malformed_parts_are_refused() {
     let bytes: Vec<(Vec<u8>, u32)> = (0..=255_u8).map(|byte| (vec![byte], u32::from(byte))).collect();
     let build = |tokens: Vec<(Vec<u8>, u32)>, merges| {
-        let parts = BpeParts { tokens, merges, ignore_merges: false };
+        let parts = BpeParts { tokens, merges, begins_with: Symbols::Bytes, ignore_merges: false };
         BytePairEncoder::new(Pretokenizer::preset("gpt2").unwrap(), parts).err()
     };
     let with = |extra: &[(&[u8], u32)]| {

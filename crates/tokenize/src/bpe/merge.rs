@@ -32,40 +32,43 @@ struct Symbol {
     next: u32,
 }
 
-/// A merge that was possible when it was found. Ordered by rank, then place.
+impl Scratch {
+    /// Begins with these symbols.
+    fn begin(&mut self, ids: impl Iterator<Item = u32>) {
+        self.symbols.clear();
+        self.symbols.extend(ids.enumerate().map(|(place, id)| Symbol {
+            id,
+            previous: (place as u32).wrapping_sub(1),
+            next: place as u32 + 1,
+        }));
+        if let Some(last) = self.symbols.last_mut() {
+            last.next = NONE;
+        }
+    }
+}
+
+/// A merge that was possible when it was found. Ordered by what its rank is worth, then place.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
-    rank: u32,
+    order: u32,
     place: u32,
+    rank: u32,
     left: u32,
     right: u32,
 }
 
 /// Merges the bytes of `span` and hands the resulting ids to `emit`, in order. O(n log n).
-pub(crate) fn merge_all(
+pub(crate) fn merge_bytes(
     pairs: &Pairs,
     vocabulary: &Vocabulary,
     span: &[u8],
     scratch: &mut Scratch,
     emit: impl FnMut(u32),
 ) {
-    if span.len() <= FEW {
-        return merge_few(pairs, vocabulary, span, emit);
-    }
-    let last = span.len() - 1;
-    scratch.symbols.clear();
-    scratch.symbols.extend(span.iter().enumerate().map(|(place, &byte)| Symbol {
-        id: vocabulary.byte_id(byte),
-        previous: (place as u32).wrapping_sub(1),
-        next: if place < last { place as u32 + 1 } else { NONE },
-    }));
-    merge_many(pairs, scratch, emit);
-}
-
-/// At most [`FEW`] symbols. Each stays at the place of its first byte; bits say which places still begin one, so that
-/// nothing moves, and neighbours are found without a branch.
-fn merge_few(pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8], mut emit: impl FnMut(u32)) {
-    let Some(last) = span.len().checked_sub(1).filter(|last| *last < FEW) else { return };
+    let Some(last) = span.len().checked_sub(1).filter(|last| *last < FEW) else {
+        scratch.begin(span.iter().map(|&byte| vocabulary.byte_id(byte)));
+        return merge_many(pairs, scratch, emit);
+    };
     let mut ids = [0; FEW];
     let mut merges = [NO_MERGE; FEW];
     for (id, &byte) in ids.iter_mut().zip(span) {
@@ -74,12 +77,93 @@ fn merge_few(pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8], mut emit: impl
     for (place, (merge, pair)) in merges.iter_mut().zip(span.windows(2)).enumerate() {
         *merge = merge_at(pairs.rank_of_bytes(pair[0], pair[1]), place);
     }
+    merge_few(pairs, &mut ids, &mut merges, last, emit);
+}
+
+/// As [`merge_bytes`], but begins with characters, where the vocabulary has them, instead of bytes.
+pub(crate) fn merge_characters(
+    pairs: &Pairs,
+    vocabulary: &Vocabulary,
+    span: &[u8],
+    scratch: &mut Scratch,
+    emit: impl FnMut(u32),
+) {
+    let Some(last) = span.len().checked_sub(1).filter(|last| *last < FEW) else {
+        scratch.begin(Symbols { vocabulary, rest: span, bytes: 0 });
+        return merge_many(pairs, scratch, emit);
+    };
+    let mut ids = [0; FEW];
+    let mut merges = [NO_MERGE; FEW];
+    let mut count = 0_usize;
+    for (slot, id) in ids.iter_mut().zip(Symbols { vocabulary, rest: span, bytes: 0 }) {
+        *slot = id;
+        count += 1;
+    }
+    let last = count.saturating_sub(1).min(last);
+    for place in 0..last {
+        merges[place] = merge_at(pairs.rank(ids[place], ids[place + 1]), place);
+    }
+    merge_few(pairs, &mut ids, &mut merges, last, emit);
+}
+
+/// The ids of a text's characters, or of their bytes where a character has no token.
+struct Symbols<'s> {
+    vocabulary: &'s Vocabulary,
+    rest: &'s [u8],
+    /// How many of the next bytes belong to a character without a token.
+    bytes: usize,
+}
+
+impl Iterator for Symbols<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let (&first, after) = self.rest.split_first()?;
+        let width = width(first).min(self.rest.len());
+        if width > 1 && self.bytes == 0 {
+            let (character, after) = self.rest.split_at(width);
+            if let Some(id) = self.vocabulary.id(character) {
+                self.rest = after;
+                return Some(id);
+            }
+            self.bytes = width;
+        }
+        self.bytes = self.bytes.saturating_sub(1);
+        self.rest = after;
+        Some(self.vocabulary.byte_id(first))
+    }
+}
+
+/// How many bytes the character that begins with this one has.
+fn width(first: u8) -> usize {
+    match first {
+        0xf0.. => 4,
+        0xe0.. => 3,
+        0xc0.. => 2,
+        _ => 1,
+    }
+}
+
+/// At most [`FEW`] symbols, the last at place `last`, with their merges. Each stays at its place; bits say which places
+/// still begin one, so that nothing moves, and neighbours are found without a branch.
+#[inline(always)]
+fn merge_few(
+    pairs: &Pairs,
+    ids: &mut [u32; FEW],
+    merges: &mut [i32; FEW],
+    last: usize,
+    mut emit: impl FnMut(u32),
+) {
     let merges_len = last.next_multiple_of(LANES);
     let mut begins = u64::MAX >> (FEW - 1 - last);
     loop {
-        let next = least(&merges[..merges_len]);
+        let mut next = least(&merges[..merges_len]);
         if next >= NO_MERGE_FROM {
             break;
+        }
+        let rank = next as u32 >> PLACE_BITS;
+        if pairs.may_tie(rank) {
+            next = leftmost_tied(pairs, merges, rank).unwrap_or(next);
         }
         let place = next as usize % FEW;
         let merged = pairs.made(next as u32 >> PLACE_BITS);
@@ -101,6 +185,15 @@ fn merge_few(pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8], mut emit: impl
         emit(ids[begins.trailing_zeros() as usize % FEW]);
         begins &= begins - 1;
     }
+}
+
+/// The first of the merges that are worth as much as this rank.
+#[cold]
+fn leftmost_tied(pairs: &Pairs, merges: &[i32; FEW], rank: u32) -> Option<i32> {
+    let tied = |merge: &&i32| {
+        **merge < NO_MERGE_FROM && pairs.order(**merge as u32 >> PLACE_BITS) == pairs.order(rank)
+    };
+    merges.iter().find(tied).copied()
 }
 
 /// The merge of a symbol with the next one: its rank, then its place, so that the least is the merge that happens
@@ -153,7 +246,7 @@ fn merge_many(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
             heap.extend(candidate(pairs, left.previous, previous, merged).map(Reverse));
         }
     }
-    let mut place = 0;
+    let mut place = if symbols.is_empty() { NONE } else { 0 };
     while place != NONE {
         emit(symbols[place as usize].id);
         place = symbols[place as usize].next;
@@ -162,5 +255,74 @@ fn merge_many(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
 
 fn candidate(pairs: &Pairs, place: u32, left: u32, right: u32) -> Option<Candidate> {
     let rank = pairs.rank(left, right);
-    (rank != NO_RANK).then_some(Candidate { rank, place, left, right })
+    (rank != NO_RANK).then(|| Candidate { order: pairs.order(rank), place, rank, left, right })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Bpe, BpeParts, Merges, Symbols};
+    use super::*;
+
+    const CHARACTERS: [&str; 6] = [" ", "a", "b", "é", "漢", "字"];
+
+    /// SentencePiece's rule, word for word: the best pair, the leftmost of equals, until none is a token.
+    fn specification(tokens: &[(Vec<u8>, u32)], scores: &[(u32, f32)], text: &str) -> Vec<u32> {
+        let id = |text: &[u8]| tokens.iter().find(|(token, _)| token == text).map(|(_, id)| *id);
+        let score = |text: &[u8]| {
+            let id = id(text)?;
+            scores.iter().find(|(other, _)| *other == id).map(|(_, score)| *score)
+        };
+        let mut symbols: Vec<Vec<u8>> = text.chars().map(|one| one.to_string().into_bytes()).collect();
+        loop {
+            let pairs = symbols.windows(2).enumerate();
+            let scored = pairs.filter_map(|(place, pair)| Some((score(&pair.concat())?, place)));
+            let best = scored.reduce(|best, next| if next.0 > best.0 { next } else { best });
+            let Some((_, place)) = best else { break };
+            let right = symbols.remove(place + 1);
+            symbols[place].extend(right);
+        }
+        let ids = |symbol: Vec<u8>| match id(&symbol) {
+            Some(id) => vec![id],
+            None => symbol.iter().map(|byte| id(&[*byte]).unwrap()).collect(),
+        };
+        symbols.into_iter().flat_map(ids).collect()
+    }
+
+    fn text(places: &[usize]) -> String {
+        places.iter().map(|place| CHARACTERS[place % CHARACTERS.len()]).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn scores_merge_as_specified(
+            words in prop::collection::hash_set(prop::collection::vec(0..5_usize, 2..5), 1..25),
+            ranks in prop::collection::vec(0..6_u8, 25),
+            texts in prop::collection::vec(prop::collection::vec(0..6_usize, 0..90), 1..4),
+        ) {
+            // The last character is no token: it becomes bytes.
+            let mut tokens: Vec<(Vec<u8>, u32)> = (0..=u8::MAX).map(|byte| (vec![byte], u32::from(byte))).collect();
+            let characters = CHARACTERS[3..5].iter().map(|one| (*one).to_owned());
+            let words: Vec<String> = words.iter().map(|word| text(word)).collect();
+            let more = characters.chain(words.iter().cloned());
+            tokens.extend(more.zip(256..).map(|(token, id)| (token.into_bytes(), id)));
+            let scores: Vec<(u32, f32)> =
+                (258..).zip(&ranks).take(words.len()).map(|(id, rank)| (id, -f32::from(*rank))).collect();
+            let merges = Merges::ByScore(scores.clone());
+            let parts = BpeParts {
+                tokens: tokens.clone(), merges, begins_with: Symbols::Characters, ignore_merges: false,
+            };
+            let bpe = Bpe::new(parts).unwrap();
+            let mut scratch = Scratch::default();
+            for places in texts {
+                let text = text(&places);
+                let mut ids = Vec::new();
+                bpe.encode_span(text.as_bytes(), &mut scratch, |id| ids.push(id));
+                if !text.is_empty() {
+                    prop_assert_eq!(ids, specification(&tokens, &scores, &text), "{:?}", text);
+                }
+            }
+        }
+    }
 }

@@ -23,9 +23,21 @@ pub struct BpeParts {
     pub tokens: Vec<(Vec<u8>, u32)>,
     /// Which tokens merge, and in which order.
     pub merges: Merges,
+    /// What merging begins with.
+    pub begins_with: Symbols,
     /// Whether a span that is a token becomes that token, whatever the merges say (`tokenizers`' option of that
     /// name). With [`Merges::ByRank`] this is always so, as in tiktoken.
     pub ignore_merges: bool,
+}
+
+/// What the first symbols of a text are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Symbols {
+    /// Its bytes: byte-level vocabularies.
+    #[default]
+    Bytes,
+    /// Its characters, or the bytes of a character that is no token: SentencePiece's vocabularies.
+    Characters,
 }
 
 /// Where the merges come from.
@@ -35,6 +47,9 @@ pub enum Merges {
     ByRank,
     /// `tokenizers`: these pairs of ids, the first merging first.
     Pairs(Vec<(u32, u32)>),
+    /// SentencePiece: two neighbours merge if their text together is one of these tokens; the highest score merges
+    /// first, of equal ones the one further left.
+    ByScore(Vec<(u32, f32)>),
 }
 
 /// A byte-pair model, checked when it is made. Immutable; one instance serves any number of threads.
@@ -42,6 +57,19 @@ pub struct Bpe {
     pub(crate) vocabulary: Vocabulary,
     pairs: Pairs,
     whole_tokens_first: bool,
+    begins_with: Symbols,
+}
+
+/// The ids by falling score, and for each of them the first place with an equal score.
+fn in_order(mut scores: Vec<(u32, f32)>) -> (Vec<u32>, Vec<u32>) {
+    scores.sort_by(|first, second| second.1.total_cmp(&first.1));
+    let mut orders: Vec<u32> = Vec::with_capacity(scores.len());
+    for (place, (_, score)) in scores.iter().enumerate() {
+        let before = place.checked_sub(1).and_then(|before| Some((scores.get(before)?, orders.get(before)?)));
+        let order = before.filter(|((_, other), _)| other == score).map_or(place as u32, |(_, order)| *order);
+        orders.push(order);
+    }
+    (scores.into_iter().map(|(id, _)| id).collect(), orders)
 }
 
 impl Bpe {
@@ -51,13 +79,17 @@ impl Bpe {
     /// Missing byte tokens, empty or duplicate tokens, duplicate or too large ids, merges of or into tokens that
     /// the vocabulary lacks: each has its case in [`TokenizeError`].
     pub fn new(parts: BpeParts) -> Result<Self, TokenizeError> {
-        let BpeParts { tokens, merges, ignore_merges } = parts;
+        let BpeParts { tokens, merges, begins_with, ignore_merges } = parts;
         let vocabulary = Vocabulary::new(&tokens)?;
         let (pairs, by_rank) = match merges {
             Merges::ByRank => (Pairs::by_rank(&tokens, &vocabulary), true),
             Merges::Pairs(list) => (Pairs::from_list(&list, &tokens, &vocabulary)?, false),
+            Merges::ByScore(scores) => {
+                let (ids, orders) = in_order(scores);
+                (Pairs::by_score(&ids, orders, &tokens, &vocabulary), false)
+            }
         };
-        Ok(Self { vocabulary, pairs, whole_tokens_first: by_rank || ignore_merges })
+        Ok(Self { vocabulary, pairs, whole_tokens_first: by_rank || ignore_merges, begins_with })
     }
 
     /// Hands the ids of one span to `emit`, in order.
@@ -70,10 +102,16 @@ impl Bpe {
             return;
         }
         let mut last = None;
-        merge::merge_all(&self.pairs, &self.vocabulary, span, scratch, |id| {
+        let emit = |id| {
             last = Some(id);
             emit(id);
-        });
+        };
+        // In ASCII text every byte is a character.
+        if self.begins_with == Symbols::Bytes || span.is_ascii() {
+            merge::merge_bytes(&self.pairs, &self.vocabulary, span, scratch, emit);
+        } else {
+            merge::merge_characters(&self.pairs, &self.vocabulary, span, scratch, emit);
+        }
         // No two tokens have the same bytes: if the last id is that of the whole span, it is the only one.
         if let Some(id) = whole
             && last == whole

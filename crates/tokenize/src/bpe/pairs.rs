@@ -19,12 +19,16 @@ pub(crate) struct Pairs {
     of_bytes: Box<[u32]>,
     /// What each rank makes; `None` if ranks are the ids that they make.
     made: Option<Box<[u32]>>,
+    /// Where some ranks are worth the same: the first of them, for each rank.
+    orders: Option<Box<[u32]>>,
+    /// The least rank that is worth the same as another one; [`NO_RANK`] if there is none.
+    first_tied: u32,
 }
 
 impl Pairs {
     fn with_room(count: usize, made: Option<Box<[u32]>>) -> Self {
         let of_bytes = vec![NO_RANK; 1 << 16].into_boxed_slice();
-        Self { ranks: PairTable::with_room(count), of_bytes, made }
+        Self { ranks: PairTable::with_room(count), of_bytes, made, orders: None, first_tied: NO_RANK }
     }
 
     /// Two tokens merge if their bytes together are a token, the earlier the lower its id.
@@ -40,7 +44,7 @@ impl Pairs {
         let mut ends = Vec::new();
         for (bytes, id) in in_order {
             ends.clear();
-            merge::merge_all(&pairs, vocabulary, bytes, &mut scratch, |id| ends.push(id));
+            merge::merge_bytes(&pairs, vocabulary, bytes, &mut scratch, |id| ends.push(id));
             if let [left, right] = ends[..] {
                 pairs.ranks.insert(left, right, *id);
                 if let [left, right] = bytes[..] {
@@ -99,6 +103,36 @@ impl Pairs {
         Ok(pairs)
     }
 
+    /// Two tokens merge if their text together is a token of `list`, which holds ids in order of priority; `orders` has
+    /// for each place of the list the first place that is worth the same. Tokens begin with characters.
+    ///
+    /// All ways to cut a token in two are kept.
+    pub(crate) fn by_score(
+        list: &[u32],
+        orders: Vec<u32>,
+        tokens: &[(Vec<u8>, u32)],
+        vocabulary: &Vocabulary,
+    ) -> Self {
+        let by_id: HashMap<u32, &[u8]> = tokens.iter().map(|(bytes, id)| (*id, bytes.as_slice())).collect();
+        let mut pairs = Self::with_room(list.len() * 2, Some(list.into()));
+        for (rank, id) in list.iter().enumerate() {
+            let bytes = by_id.get(id).copied().unwrap_or_default();
+            for cut in 1..bytes.len() {
+                let (left, right) = bytes.split_at(cut);
+                if let (Some(left), Some(right)) = (vocabulary.id(left), vocabulary.id(right)) {
+                    pairs.ranks.insert(left, right, rank as u32);
+                }
+            }
+        }
+        let tied = orders.iter().enumerate().position(|(rank, order)| rank as u32 != *order);
+        if let Some(order) = tied.and_then(|rank| orders.get(rank)) {
+            pairs.first_tied = *order;
+            pairs.orders = Some(orders.into_boxed_slice());
+        }
+        pairs.fill_bytes(vocabulary);
+        pairs
+    }
+
     fn fill_bytes(&mut self, vocabulary: &Vocabulary) {
         for left in 0..=u8::MAX {
             for right in 0..=u8::MAX {
@@ -118,6 +152,21 @@ impl Pairs {
     #[inline(always)]
     pub(crate) fn rank_of_bytes(&self, left: u8, right: u8) -> u32 {
         self.of_bytes.get(usize::from(left) << 8 | usize::from(right)).copied().unwrap_or(NO_RANK)
+    }
+
+    /// Whether another rank may be worth the same as this one.
+    #[inline(always)]
+    pub(crate) fn may_tie(&self, rank: u32) -> bool {
+        rank >= self.first_tied
+    }
+
+    /// What a rank is worth: of two merges the one with the lower order happens first, of equals the one further left.
+    #[inline(always)]
+    pub(crate) fn order(&self, rank: u32) -> u32 {
+        if !self.may_tie(rank) {
+            return rank;
+        }
+        self.orders.as_ref().and_then(|orders| orders.get(rank as usize)).copied().unwrap_or(rank)
     }
 
     /// The id that the merge of this rank makes.

@@ -7,9 +7,9 @@ use ahash::{AHashMap, AHashSet};
 use serde::Deserialize;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 
-use crate::bpe::{BpeParts, Merges};
+use crate::bpe::{BpeParts, Merges, Symbols};
 use crate::error::{Result, TokenizeError};
-use crate::load::byte_level;
+use crate::load::{byte_level, spaced};
 use crate::vocabulary::MAX_ID;
 
 /// The model as it stands in the file; strings without escapes are borrowed from it.
@@ -19,6 +19,7 @@ pub(crate) struct BpeModel<'f> {
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
     ignore_merges: Option<bool>,
+    byte_fallback: Option<bool>,
     #[serde(borrow)]
     vocab: VocabularyEntries<'f>,
     #[serde(borrow)]
@@ -126,8 +127,17 @@ impl<'de: 'f, 'f> Deserialize<'de> for MergeList<'f> {
     }
 }
 
+/// How a vocabulary writes text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writing {
+    /// A printable character for each byte.
+    ByteLevel,
+    /// Text with U+2581 for a space, and `<0x0A>` for a byte.
+    Spaced,
+}
+
 /// What the rest of the loader needs of the model.
-pub(crate) struct ByteLevelModel {
+pub(crate) struct ResolvedModel {
     /// Written form and id of every token.
     pub(crate) vocabulary: Vec<(String, u32)>,
     /// The encoder's tables, or `None` where the model is not one that the native path encodes exactly.
@@ -136,12 +146,16 @@ pub(crate) struct ByteLevelModel {
 
 impl BpeModel<'_> {
     /// Checks the model and works out its tables.
-    pub(crate) fn resolve(self) -> Result<ByteLevelModel> {
+    pub(crate) fn resolve(self, writing: Writing) -> Result<ResolvedModel> {
         let ids = self.ids()?;
         self.check_merges(&ids)?;
-        let parts = if self.is_plain() { self.parts(&ids) } else { None };
+        let parts = match writing {
+            _ if !self.is_plain() => None,
+            Writing::ByteLevel => self.byte_level_parts(&ids),
+            Writing::Spaced => self.spaced_parts(&ids),
+        };
         let vocabulary = self.vocab.0.into_iter().map(|(token, id)| (token.into_owned(), id)).collect();
-        Ok(ByteLevelModel { vocabulary, parts })
+        Ok(ResolvedModel { vocabulary, parts })
     }
 
     fn ids(&self) -> Result<AHashMap<&str, u32>> {
@@ -216,7 +230,7 @@ impl BpeModel<'_> {
             && is_empty(&self.end_of_word_suffix)
     }
 
-    fn parts(&self, ids: &AHashMap<&str, u32>) -> Option<BpeParts> {
+    fn byte_level_parts(&self, ids: &AHashMap<&str, u32>) -> Option<BpeParts> {
         let mut bytes_seen = [false; 256];
         let mut tokens = Vec::with_capacity(self.vocab.0.len());
         for (token, id) in &self.vocab.0 {
@@ -239,7 +253,27 @@ impl BpeModel<'_> {
             merges.push((*ids.get(left.as_ref())?, *ids.get(right.as_ref())?));
         }
         let merges = Merges::Pairs(keep_last(merges));
-        Some(BpeParts { tokens, merges, ignore_merges: self.ignore_merges.unwrap_or(false) })
+        let ignore_merges = self.ignore_merges.unwrap_or(false);
+        Some(BpeParts { tokens, merges, begins_with: Symbols::Bytes, ignore_merges })
+    }
+
+    /// A whole text is one word there, so that with `ignore_merges` only a whole text could be a token: that, and a
+    /// vocabulary without all bytes, is left to the reference.
+    fn spaced_parts(&self, ids: &AHashMap<&str, u32>) -> Option<BpeParts> {
+        if self.byte_fallback != Some(true) || self.ignore_merges == Some(true) {
+            return None;
+        }
+        let vocabulary = self.vocab.0.iter().map(|(token, id)| (token.as_ref(), *id));
+        let tokens = spaced::tokens(vocabulary)?;
+        let usable: AHashSet<u32> = tokens.iter().map(|(_, id)| *id).collect();
+        let id = |half: &str| {
+            let id = *ids.get(half)?;
+            (usable.contains(&id) && spaced::byte(half).is_none()).then_some(id)
+        };
+        let merges: Option<Vec<_>> =
+            self.merges.0.iter().map(|(left, right)| Some((id(left)?, id(right)?))).collect();
+        let merges = Merges::Pairs(keep_last(merges?));
+        Some(BpeParts { tokens, merges, begins_with: Symbols::Characters, ignore_merges: false })
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod bpe_model;
 pub(crate) mod byte_level;
 mod directory;
+pub(crate) mod spaced;
 mod tekken;
 mod tiktoken;
 mod tokenizer_json;

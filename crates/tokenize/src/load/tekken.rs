@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 
-use crate::bpe::{BpeParts, BytePairEncoder, Merges};
+use crate::bpe::{BpeParts, BytePairEncoder, Merges, Symbols};
 use crate::error::{Result, TokenizeError};
 use crate::frame::Frame;
 use crate::limits::Limits;
@@ -16,7 +16,7 @@ use crate::native::NativePipeline;
 use crate::pretokenize::{Pretokenizer, Unmatched};
 use crate::special::AddedToken;
 use crate::tokenizer::{Pipeline, Tokenizer};
-use crate::vocabulary::{Entry, MAX_ID, Vocabulary};
+use crate::vocabulary::{Entry, Kind, MAX_ID, Vocabulary};
 
 /// The special tokens of files that do not list any, in the order of their ids.
 const UNLISTED: [&str; 20] = [
@@ -93,15 +93,15 @@ pub(super) fn load(text: &str) -> Result<Tokenizer> {
     let plain = |(bytes, id): &(Vec<u8>, u32)| Entry {
         id: *id,
         bytes: bytes.clone(),
-        printable: true,
+        kind: Kind::ByteLevel,
         special: false,
     };
     let vocabulary = Vocabulary::new(entries.chain(tokens.iter().map(plain)).collect())?;
     let id = |content: &str| special.iter().find(|token| token.content == content).map(|token| token.id);
     let (begin, end) = (id(BEGIN), id(END));
     let pretokenizer = Pretokenizer::from_pattern(&config.pattern)?.with_unmatched(Unmatched::Drop);
-    let encoder =
-        BytePairEncoder::new(pretokenizer, BpeParts { tokens, merges: Merges::ByRank, ignore_merges: true })?;
+    let parts = BpeParts { tokens, merges: Merges::ByRank, begins_with: Symbols::Bytes, ignore_merges: true };
+    let encoder = BytePairEncoder::new(pretokenizer, parts)?;
     // Mistral's models see the first special token before every text.
     let frame = Frame { before: begin.into_iter().collect(), after: Vec::new() };
     let pipeline = NativePipeline::new(encoder, special, frame)?;

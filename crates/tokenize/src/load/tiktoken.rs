@@ -1,6 +1,6 @@
 //! tiktoken's rank files: one line a token, `base64 rank`. The rank orders the merges and is the id.
 
-use crate::bpe::{BpeParts, BytePairEncoder, Merges};
+use crate::bpe::{BpeParts, BytePairEncoder, Merges, Symbols};
 use crate::error::{Result, TokenizeError};
 use crate::frame::Frame;
 use crate::limits::Limits;
@@ -9,7 +9,7 @@ use crate::native::NativePipeline;
 use crate::pretokenize::{Pretokenizer, Unmatched};
 use crate::special::AddedToken;
 use crate::tokenizer::{Pipeline, Tokenizer};
-use crate::vocabulary::{Entry, MAX_ID, Vocabulary};
+use crate::vocabulary::{Entry, Kind, MAX_ID, Vocabulary};
 
 /// What a rank file does not say.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,13 +54,13 @@ pub(super) fn load(content: &[u8], options: &TiktokenOptions<'_>) -> Result<Toke
     let special = special_tokens(&tokens, options)?;
     let entries = tokens
         .iter()
-        .map(|(bytes, id)| Entry { id: *id, bytes: bytes.clone(), printable: true, special: false })
+        .map(|(bytes, id)| Entry { id: *id, bytes: bytes.clone(), kind: Kind::ByteLevel, special: false })
         .chain(special.iter().map(special_entry))
         .collect();
     let eos = options.eos_token.and_then(|eos| special.iter().find(|token| token.content == eos));
     let eos = eos.map(|token| token.id);
     // tiktoken looks a whole piece up before it merges, which is what `ignore_merges` means.
-    let parts = BpeParts { tokens, merges: Merges::ByRank, ignore_merges: true };
+    let parts = BpeParts { tokens, merges: Merges::ByRank, begins_with: Symbols::Bytes, ignore_merges: true };
     let encoder = BytePairEncoder::new(pretokenizer, parts)?;
     let vocabulary = Vocabulary::new(entries)?;
     let pipeline = NativePipeline::new(encoder, special, Frame::default())?;
@@ -71,7 +71,8 @@ pub(super) fn load(content: &[u8], options: &TiktokenOptions<'_>) -> Result<Toke
 pub(super) fn special_entry(token: &AddedToken) -> Entry {
     let bytes = token.content.clone().into_bytes();
     let printable = byte_level::to_bytes(&token.content).is_some_and(|written| written == bytes);
-    Entry { id: token.id, bytes, printable, special: true }
+    let kind = if printable { Kind::ByteLevel } else { Kind::Plain };
+    Entry { id: token.id, bytes, kind, special: true }
 }
 
 fn special_tokens(tokens: &[(Vec<u8>, u32)], options: &TiktokenOptions<'_>) -> Result<Vec<AddedToken>> {

@@ -15,13 +15,14 @@ use crate::error::{Result, TokenizeError};
 use crate::fallback::{FallbackParts, FallbackPipeline};
 use crate::frame::Frame;
 use crate::limits::{Limits, Padding, Truncation};
-use crate::load::bpe_model::{BpeModel, ByteLevelModel};
-use crate::load::{byte_level, tekken};
+use crate::load::bpe_model::{BpeModel, ResolvedModel, Writing};
+use crate::load::{byte_level, spaced, tekken};
 use crate::native::{NativePipeline, Normalization};
-use crate::pretokenize::Pretokenizer;
+use crate::pretokenize::{Joins, Pretokenizer};
+use crate::spacing::{Runs, Spacing, Strip};
 use crate::special::AddedToken;
 use crate::tokenizer::{Pipeline, Tokenizer};
-use crate::vocabulary::{Entry, Vocabulary};
+use crate::vocabulary::{Entry, Kind, Vocabulary};
 
 /// The file's sections. The model, by far the largest, is read in a second pass, once its type is known.
 #[derive(Deserialize)]
@@ -72,8 +73,15 @@ pub(super) fn load(content: &[u8]) -> Result<Tokenizer> {
     limits.check(frame.as_ref().map_or(0, Frame::len))?;
     let kind: ModelType<'_> = serde_json::from_str(model.get()).map_err(invalid)?;
     if kind.name.as_deref() == Some("BPE") {
-        let resolved = serde_json::from_str::<BpeModel<'_>>(model.get()).map_err(invalid)?.resolve()?;
-        if let Some(tokenizer) = native(resolved, &sections, frame, limits.clone())? {
+        let preparation = spaced::preparation(sections.normalizer.as_ref(), sections.pre_tokenizer.as_ref());
+        let writing = if preparation.is_some() { Writing::Spaced } else { Writing::ByteLevel };
+        let model = serde_json::from_str::<BpeModel<'_>>(model.get()).map_err(invalid)?;
+        let resolved = model.resolve(writing)?;
+        let tokenizer = match preparation {
+            Some(preparation) => native_spaced(resolved, preparation, &sections, frame, limits.clone()),
+            None => native(resolved, &sections, frame, limits.clone()),
+        }?;
+        if let Some(tokenizer) = tokenizer {
             return Ok(tokenizer);
         }
     }
@@ -82,12 +90,12 @@ pub(super) fn load(content: &[u8]) -> Result<Tokenizer> {
 
 /// The native pipeline, or `None` where some part is not understood.
 fn native(
-    model: ByteLevelModel,
+    model: ResolvedModel,
     sections: &Sections<'_>,
     frame: Option<Frame>,
     limits: Limits,
 ) -> Result<Option<Tokenizer>> {
-    let ByteLevelModel { vocabulary, parts: Some(parts) } = model else { return Ok(None) };
+    let ResolvedModel { vocabulary, parts: Some(parts) } = model else { return Ok(None) };
     let Some(frame) = frame else { return Ok(None) };
     let Some(normalization) = normalization(sections.normalizer.as_ref()) else { return Ok(None) };
     let Some(split) = split(sections.pre_tokenizer.as_ref()) else { return Ok(None) };
@@ -103,11 +111,44 @@ fn native(
         Some(pattern) => Pretokenizer::from_pattern(pattern).ok().filter(Pretokenizer::is_known),
     };
     let Some(pretokenizer) = pretokenizer else { return Ok(None) };
-    let table = Vocabulary::new(entries(&vocabulary, &added))?;
+    let table = Vocabulary::new(entries(&vocabulary, &added, Writing::ByteLevel))?;
     let encoder = BytePairEncoder::new(pretokenizer, parts)?;
     let pipeline = NativePipeline::new(encoder, added, frame)?
         .with_normalization(normalization)
         .with_prefix_space(split.prefix_space);
+    Ok(Some(Tokenizer::new(Pipeline::Native(Box::new(pipeline)), table, limits, None)))
+}
+
+/// The native pipeline of a vocabulary that writes spaces as SentencePiece does, or `None` where some part is not
+/// understood.
+fn native_spaced(
+    model: ResolvedModel,
+    (normalization, cuts_at_spaces): (Normalization, bool),
+    sections: &Sections<'_>,
+    frame: Option<Frame>,
+    limits: Limits,
+) -> Result<Option<Tokenizer>> {
+    let ResolvedModel { vocabulary, parts: Some(parts) } = model else { return Ok(None) };
+    let Some(frame) = frame else { return Ok(None) };
+    let Some(strips) = spaced::strips_a_space(sections.decoder.as_ref()) else { return Ok(None) };
+    let declared = sections.added_tokens.as_deref();
+    let Some(added) = added_tokens(&vocabulary, declared, normalization)? else { return Ok(None) };
+    let mut forms = vocabulary.iter().map(|(form, _)| form).chain(added.iter().map(|token| &token.content));
+    let is_clear = |form: &String| !(form.contains(' ') && form.contains(spaced::MARK));
+    // Whether a token that is looked for after normalization is found depends on the space before it.
+    if added.iter().any(|token| token.normalized) || !forms.all(is_clear) {
+        return Ok(None);
+    }
+    let mut joins = Joins::of(parts.tokens.iter().map(|(text, _)| text.as_slice()));
+    if cuts_at_spaces {
+        joins.cut_before(b' ');
+    }
+    let table = Vocabulary::new(entries(&vocabulary, &added, Writing::Spaced))?;
+    let encoder = BytePairEncoder::new(Pretokenizer::from_joins(joins), parts)?;
+    let strip = if strips { Strip::One } else { Strip::None };
+    let pipeline = NativePipeline::new(encoder, added, frame)?
+        .with_normalization(normalization)
+        .with_spacing(Spacing { runs: Runs::Whole, strip, unknown: None });
     Ok(Some(Tokenizer::new(Pipeline::Native(Box::new(pipeline)), table, limits, None)))
 }
 
@@ -188,7 +229,7 @@ fn added_tokens(
         if token.content.is_empty() || !seen.insert(token.content.as_str()) {
             return Ok(None);
         }
-        if token.normalized && normalization.apply(&token.content) != token.content {
+        if token.normalized && normalization.apply(&token.content, true) != token.content {
             return Ok(None);
         }
         let id = model.get(token.content.as_str()).copied().unwrap_or_else(|| {
@@ -208,12 +249,12 @@ fn added_tokens(
     Ok(Some(declared.to_vec()))
 }
 
-fn entries(vocabulary: &[(String, u32)], added: &[AddedToken]) -> Vec<Entry> {
+fn entries(vocabulary: &[(String, u32)], added: &[AddedToken], writing: Writing) -> Vec<Entry> {
     let special: AHashMap<&str, bool> =
         added.iter().map(|token| (token.content.as_str(), token.special)).collect();
-    let entry = |form: &str, id, special| match byte_level::to_bytes(form) {
-        Some(bytes) => Entry { id, bytes, printable: true, special },
-        None => Entry { id, bytes: form.as_bytes().to_vec(), printable: false, special },
+    let entry = |form: &str, id, special| {
+        let (kind, bytes) = meaning(form, writing);
+        Entry { id, bytes, kind, special }
     };
     let mut entries = Vec::with_capacity(vocabulary.len() + added.len());
     let mut in_model = ahash::AHashSet::with_capacity(added.len());
@@ -228,6 +269,19 @@ fn entries(vocabulary: &[(String, u32)], added: &[AddedToken]) -> Vec<Entry> {
         entries.push(entry(&token.content, token.id, token.special));
     }
     entries
+}
+
+/// What a token that is written so decodes to.
+fn meaning(form: &str, writing: Writing) -> (Kind, Vec<u8>) {
+    let plain = || (Kind::Plain, form.as_bytes().to_vec());
+    match writing {
+        Writing::ByteLevel => byte_level::to_bytes(form).map_or_else(plain, |bytes| (Kind::ByteLevel, bytes)),
+        Writing::Spaced if form.contains(' ') => plain(),
+        Writing::Spaced => match spaced::byte(form) {
+            Some(byte) => (Kind::Byte, vec![byte]),
+            None => (Kind::Spaced, spaced::without_marks(form).into_owned().into_bytes()),
+        },
+    }
 }
 
 fn fallback(model: &str, sections: Sections<'_>, limits: Limits) -> Result<Tokenizer> {

@@ -26,6 +26,9 @@ pub(crate) struct Starts {
 }
 
 impl Starts {
+    /// Starts that still find room after the last one that [`Self::is_full`] allowed.
+    pub(crate) const ROOM: usize = BLOCK;
+
     pub(crate) fn new() -> Self {
         Self { places: [0; BATCH + BLOCK], count: 0 }
     }
@@ -37,10 +40,26 @@ impl Starts {
     }
 
     #[inline(always)]
-    fn push(&mut self, place: usize) {
+    pub(crate) fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_full(&self) -> bool {
+        self.count >= BATCH - PATIENCE
+    }
+
+    #[inline(always)]
+    pub(crate) fn push(&mut self, place: usize) {
+        self.push_if(place, true);
+    }
+
+    /// Keeps the place if `kept`, without a branch on it.
+    #[inline(always)]
+    pub(crate) fn push_if(&mut self, place: usize, kept: bool) {
         if let Some(slot) = self.places.get_mut(self.count) {
             *slot = place;
-            self.count += 1;
+            self.count += usize::from(kept);
         }
     }
 
@@ -69,7 +88,7 @@ impl Starts {
 pub(crate) fn fill<G: Grammar, K: Lanes>(text: &[u8], starts: &mut Starts) {
     starts.count = 0;
     let (mut at, mut failures) = (0, 0);
-    while at < text.len() && starts.count < BATCH - PATIENCE {
+    while at < text.len() && !starts.is_full() {
         let (bits, step) = if text.len() - at < SHORT { (0, 0) } else { scan_block::<G, K>(text, at) };
         if step > 0 {
             starts.push_bits(at, bits);

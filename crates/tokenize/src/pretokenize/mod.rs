@@ -8,6 +8,7 @@ mod classes;
 mod cuts;
 mod generic;
 pub(crate) mod grammar;
+mod joins;
 mod known;
 mod rules;
 mod scalar;
@@ -21,6 +22,7 @@ use crate::kernels;
 use block::Starts;
 use generic::GenericPattern;
 use grammar::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Tekken};
+pub(crate) use joins::Joins;
 use known::Known;
 
 /// What happens to text between two matches of the pattern. The known patterns match everything.
@@ -51,6 +53,7 @@ pub struct Pretokenizer {
 enum Engine {
     Known(Known),
     Generic(Arc<GenericPattern>),
+    Joins(Arc<Joins>),
 }
 
 impl Pretokenizer {
@@ -73,6 +76,11 @@ impl Pretokenizer {
     pub fn preset(name: &str) -> Option<Self> {
         let known = Known::ALL.into_iter().find(|known| known.name() == name)?;
         Some(Self { engine: Engine::Known(known), unmatched: Unmatched::Keep })
+    }
+
+    /// No pattern: text is cut where no token lies across.
+    pub(crate) fn from_joins(joins: Joins) -> Self {
+        Self { engine: Engine::Joins(Arc::new(joins)), unmatched: Unmatched::Keep }
     }
 
     /// The same pretokenizer with another policy for text that the pattern does not match.
@@ -118,7 +126,11 @@ impl Pretokenizer {
                     .try_for_each(text, self.unmatched == Unmatched::Keep, |span| f(span, &[0, span.len()]))
             }
             Engine::Known(known) => {
-                scan(*known, text, f);
+                scan(text, f, known_fill(*known));
+                Ok(())
+            }
+            Engine::Joins(joins) => {
+                scan(text, f, |text, starts| joins.fill(text, starts));
                 Ok(())
             }
         }
@@ -127,8 +139,12 @@ impl Pretokenizer {
     /// Whether the spans of `text` are those of its part before `at`, then those of its part from `at` on. `at` is a
     /// boundary between two characters; false where the answer is not known, as for patterns without a scanner.
     pub(crate) fn is_cut(&self, text: &str, at: usize) -> bool {
-        let Engine::Known(known) = &self.engine else { return false };
-        let decide = match known {
+        let decide = match &self.engine {
+            Engine::Generic(_) => return false,
+            Engine::Joins(joins) => return joins.is_cut(text.as_bytes(), at),
+            Engine::Known(known) => known,
+        };
+        let decide = match decide {
             Known::Gpt2 => cuts::is_cut::<Gpt2>,
             Known::Cl100k => cuts::is_cut::<Cl100k>,
             Known::Llama3 => cuts::is_cut::<Llama3>,
@@ -155,6 +171,7 @@ impl fmt::Debug for Pretokenizer {
         let engine = match &self.engine {
             Engine::Known(known) => known.name(),
             Engine::Generic(_) => "regex",
+            Engine::Joins(_) => "tokens",
         };
         formatter
             .debug_struct("Pretokenizer")
@@ -164,15 +181,25 @@ impl fmt::Debug for Pretokenizer {
     }
 }
 
-fn scan<'t>(known: Known, text: &'t str, mut f: impl FnMut(&'t str, &[usize]) -> ControlFlow<()>) {
-    let fill = match known {
+/// Finds the next spans of a text that begins where a span begins.
+type Fill = fn(&[u8], &mut Starts);
+
+fn known_fill(known: Known) -> Fill {
+    match known {
         Known::Gpt2 => kernels::fill::<Gpt2>,
         Known::Cl100k => kernels::fill::<Cl100k>,
         Known::Llama3 => kernels::fill::<Llama3>,
         Known::Qwen2 => kernels::fill::<Qwen2>,
         Known::O200k => kernels::fill::<O200k>,
         Known::Tekken => kernels::fill::<Tekken>,
-    };
+    }
+}
+
+fn scan<'t>(
+    text: &'t str,
+    mut f: impl FnMut(&'t str, &[usize]) -> ControlFlow<()>,
+    fill: impl Fn(&[u8], &mut Starts),
+) {
     let mut starts = Starts::new();
     let mut rest = text;
     while !rest.is_empty() {
