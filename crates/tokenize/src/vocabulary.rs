@@ -52,11 +52,8 @@ pub(crate) struct Entry {
 
 impl Entry {
     fn width(&self) -> usize {
-        let spaces = if self.kind == Kind::Spaced {
-            self.bytes.iter().filter(|byte| **byte == b' ').count()
-        } else {
-            0
-        };
+        let spaces =
+            if self.kind == Kind::Spaced { self.bytes.split(|byte| *byte == b' ').count() - 1 } else { 0 };
         self.bytes.len() + 2 * spaces
     }
 }
