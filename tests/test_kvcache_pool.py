@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HASHES = [bytes([i]) + bytes(31) for i in range(10)]
+#: Extra keys of a prompt's first block and of the others: none, a tenant's salt, an adapter, both.
+PROMPT_KEYS: list[Any] = [
+    (None, None),
+    ((("cache_salt", "s"),), None),
+    ((("lora", "a", "/a"),), (("lora", "a", "/a"),)),
+    ((("lora", "b", "/b"), ("cache_salt", "s")), (("lora", "b", "/b"),)),
+]
+#: Few different tokens, so that prompts begin alike, and lengths that leave a block unfilled.
+PROMPTS = st.lists(st.integers(0, 1), max_size=9)
 
 
 def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
@@ -126,6 +135,28 @@ class PoolMachine(RuleBasedStateMachine):
     def lookup(self, rows: list[bytes]) -> Any:
         self.both("cached_prefix", rows)
         return multiple(*self.both("lookup", rows))
+
+    @rule(
+        tokens=PROMPTS,
+        keys=st.sampled_from(PROMPT_KEYS),
+        block_size=st.sampled_from([2, 2, 2, 3]),
+        seconds=st.none() | st.sampled_from([0.3, 2.0]),
+        target=handles,
+    )
+    def cache_prompt(self, tokens: list[int], keys: Any, block_size: int, seconds: float | None) -> Any:
+        count = len(tokens) // block_size
+        extra_keys = [keys[0], *[keys[1]] * count][:count]
+        rows = native().kvcache.hash_blocks(tokens, block_size=block_size, extra_keys=extra_keys)
+        blocks = self.both("alloc", count)
+        if blocks:
+            self.both("cache", blocks, rows, seconds=seconds)
+        return multiple(*blocks)
+
+    @rule(tokens=PROMPTS, keys=st.sampled_from(PROMPT_KEYS), block_size=st.sampled_from([2, 2, 2, 3]))
+    def cached_blocks(self, tokens: list[int], keys: Any, block_size: int) -> None:
+        # Twice: what the first call has learnt must not change what the second one says.
+        for _ in range(2):
+            self.both("cached_blocks", tokens, block_size=block_size, keys=keys)
 
     @invariant()
     def books_are_right(self) -> None:

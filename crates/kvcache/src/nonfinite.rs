@@ -6,6 +6,7 @@
 //! shared, or made blank when they are given back.
 
 use crate::KvCacheError;
+use crate::copy::PageError;
 use crate::kernels::nonfinite::has_nonfinite;
 use infer_accel_tensor::simd::{self, Tier};
 use infer_accel_tensor::{DType, Layout, MAX_DIMS, TensorMut, TensorRef, threads};
@@ -37,10 +38,10 @@ fn scan_nonfinite_with(
     let threads = threads::resolve(num_threads)?;
     let dtype = dtype.unwrap_or(pages.dtype());
     if !dtype.is_float() || (dtype != pages.dtype() && pages.dtype() != DType::U8) {
-        return Err(KvCacheError::NonFiniteDType { got: pages.dtype(), meant: dtype });
+        return Err(PageError::NonFiniteDType { got: pages.dtype(), meant: dtype }.into());
     }
     let Some(&count) = pages.shape().first() else {
-        return Err(KvCacheError::PageAxis { layer: 0, axis: 0, ndim: 0 });
+        return Err(PageError::PageAxis { layer: 0, axis: 0, ndim: 0 }.into());
     };
     if count == 0 || pages.is_empty() {
         return Ok(vec![false; count]);
@@ -48,7 +49,7 @@ fn scan_nonfinite_with(
     let first = pages.index_axis(0, 0)?;
     let page_bytes = first.byte_len();
     if dtype != pages.dtype() && !(first.is_contiguous() && page_bytes.is_multiple_of(dtype.size())) {
-        return Err(KvCacheError::NonFiniteBytes { bytes: page_bytes, dtype });
+        return Err(PageError::NonFiniteBytes { bytes: page_bytes, dtype }.into());
     }
     let scale = dtype.size() / pages.dtype().size();
     let runs = Runs::of(first.layout());
@@ -77,11 +78,11 @@ fn scan_nonfinite_with(
 pub fn scrub_pages(targets: &mut [TensorMut<'_>], ids: &[i64], axis: usize) -> Result<(), KvCacheError> {
     for (layer, target) in targets.iter().enumerate() {
         let Some(&pages) = target.shape().get(axis) else {
-            return Err(KvCacheError::PageAxis { layer, axis, ndim: target.ndim() });
+            return Err(PageError::PageAxis { layer, axis, ndim: target.ndim() }.into());
         };
         for (row, &id) in ids.iter().enumerate() {
             if usize::try_from(id).map_or(true, |id| id >= pages) {
-                return Err(KvCacheError::PageId { row, side: "target", id, pages });
+                return Err(PageError::PageId { row, side: "target", id, pages }.into());
             }
         }
     }

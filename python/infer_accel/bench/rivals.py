@@ -18,6 +18,7 @@ _REQUIREMENTS = {
     "peft": "peft",
     "vllm": "vllm",
     "dynamo._core": "ai-dynamo-runtime",
+    "sglang.srt.mem_cache.unified_radix_cache": "sglang",
     "tokenizers": "tokenizers",
     "safetensors.torch": "safetensors",
     "tiktoken": "tiktoken",

@@ -20,9 +20,10 @@ from infer_accel.kvcache._events import AllBlocksCleared, BlockRemoved, BlockSto
 from infer_accel.kvcache._hash import Algorithm, ExtraKey, PromptBlocks, hash_blocks, hash_prompt, none_hash
 from infer_accel.kvcache._host import FloatFormat, HostPool, scan_nonfinite, scrub
 from infer_accel.kvcache._layout import PageLayout
-from infer_accel.kvcache._manager import Admission, BlockManager, CacheGroup, ManagerStats
-from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool, PoolStats
+from infer_accel.kvcache._manager import Admission, BlockManager, CacheGroup
+from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool
 from infer_accel.kvcache._replay import ReplayReport, Trace, replay, replay_curve
+from infer_accel.kvcache._stats import ManagerStats, PoolStats
 from infer_accel.kvcache._tier import Checksum, DiskTier, TierStats
 
 __all__ = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from infer_accel import _backend
+from infer_accel.kvcache._event_source import EventSource
 from infer_accel.kvcache._hash import prompt_keys
+from infer_accel.kvcache._stats import ManagerStats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from infer_accel._typing import Tensor
-    from infer_accel.kvcache._events import Event
     from infer_accel.kvcache._hash import ExtraKey
     from infer_accel.kvcache._pool import BlockPool
 
@@ -51,34 +52,7 @@ class Admission(NamedTuple):
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class ManagerStats:
-    """What a :class:`BlockManager` holds, and what it has done since it was made."""
-
-    #: The fields that only ever grow.
-    COUNTERS: ClassVar[frozenset[str]] = frozenset(
-        {"admissions", "prompt_tokens", "cached_tokens", "appended_tokens", "copied_blocks", "refusals"}
-    )
-
-    #: Sequences that run.
-    sequences: int
-    #: Tokens of the sequences that run.
-    tokens: int
-    #: Sequences admitted so far.
-    admissions: int
-    #: Tokens of prompts that came so far.
-    prompt_tokens: int
-    #: Tokens of prompts that were cached so far.
-    cached_tokens: int
-    #: Tokens that steps appended so far.
-    appended_tokens: int
-    #: Pages that had to be copied so far, because a fork wrote.
-    copied_blocks: int
-    #: Calls so far that found too few free blocks.
-    refusals: int
-
-
-class BlockManager:
+class BlockManager(EventSource):
     """Sequences on a :class:`BlockPool`: what is cached of a prompt, tables, slots, forks.
 
     A sequence is admitted with its prompt; each :meth:`step` then appends tokens to the whole batch. A block
@@ -140,9 +114,10 @@ class BlockManager:
     ) -> None:
         windows = [group.window for group in groups]
         self._pool = pool
+        self._native_pool = pool.native
         self._groups = tuple(groups)
         self._manager = _implementation.BlockManager(
-            pool.native, block_size=pool.block_size, groups=windows, scrub=scrub, watermark=watermark
+            self._native_pool, block_size=pool.block_size, groups=windows, scrub=scrub, watermark=watermark
         )
 
     @property
@@ -379,22 +354,6 @@ class BlockManager:
         """
         blocks: npt.NDArray[np.int64] = self._manager.take_scrubs()
         return blocks
-
-    def drain_events(self) -> list[Event]:
-        """Return the pool's events; see :meth:`BlockPool.drain_events`."""
-        return self._pool.drain_events()
-
-    def drain_events_msgpack(
-        self,
-        *,
-        timestamp: float | None = None,
-        data_parallel_rank: int | None = None,
-        hashes: Literal["integer", "bytes"] = "integer",
-    ) -> bytes:
-        """Return the pool's events as bytes; see :meth:`BlockPool.drain_events_msgpack`."""
-        return self._pool.drain_events_msgpack(
-            timestamp=timestamp, data_parallel_rank=data_parallel_rank, hashes=hashes
-        )
 
     def stats(self) -> ManagerStats:
         """Return what the manager holds, and what it has done since it was made."""

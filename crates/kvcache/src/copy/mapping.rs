@@ -1,5 +1,6 @@
 //! The mapping of a copy, checked: every page exists and no target is named twice.
 
+use super::error::PageError;
 use crate::error::KvCacheError;
 
 /// One page to copy.
@@ -50,7 +51,7 @@ pub(super) fn checked_rows(
     let mut written = PageSet::new(target_pages);
     for (row, &[source, target]) in mapping.iter().enumerate() {
         let page = |id: i64, pages: usize, side| {
-            usize::try_from(id).ok().filter(|&page| page < pages).ok_or(KvCacheError::PageId {
+            usize::try_from(id).ok().filter(|&page| page < pages).ok_or(PageError::PageId {
                 row,
                 side,
                 id,
@@ -61,7 +62,7 @@ pub(super) fn checked_rows(
         let target = page(target, target_pages, "target")?;
         if !written.insert(target) {
             let first = rows.iter().position(|earlier: &Row| earlier.target == target);
-            return Err(KvCacheError::RepeatedTarget { row, first_row: first.unwrap_or(row), id: target });
+            return Err(PageError::RepeatedTarget { row, first_row: first.unwrap_or(row), id: target }.into());
         }
         rows.push(Row { source, target });
     }

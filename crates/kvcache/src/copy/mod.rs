@@ -4,10 +4,13 @@
 //! mapping names, in every layer alike. Sources are a snapshot: a call in which one page would be read and
 //! written, or written twice, is refused before the first byte moves, so the order of the copies cannot matter.
 
+mod error;
 mod execute;
 mod mapping;
 mod overlap;
 mod plan;
+
+pub use error::PageError;
 
 use crate::error::KvCacheError;
 use infer_accel_tensor::simd::{self, Tier};
@@ -79,7 +82,7 @@ fn check_packed<'a>(
     for (layer, shape) in shapes.enumerate() {
         match shape.get(axis) {
             Some(&pages) if pages != ids => {
-                return Err(KvCacheError::PackedPages { layer, side, pages, ids });
+                return Err(PageError::PackedPages { layer, side, pages, ids }.into());
             }
             _ => {}
         }

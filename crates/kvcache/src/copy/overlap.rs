@@ -1,5 +1,6 @@
 //! Proof that no byte is written twice, or read and written, by one copy.
 
+use super::error::PageError;
 use super::mapping::{PageSet, Row};
 use super::plan::{Axis, LayerPlan};
 use crate::error::KvCacheError;
@@ -51,7 +52,7 @@ fn check_one_array(rows: &[Row]) -> Result<(), KvCacheError> {
     }
     for (source_row, read) in rows.iter().enumerate().filter(|(_, read)| written.contains(read.source)) {
         if let Some(row) = rows.iter().position(|write| write.target == read.source) {
-            return Err(KvCacheError::SourceIsTarget { row, source_row, id: read.source });
+            return Err(PageError::SourceIsTarget { row, source_row, id: read.source }.into());
         }
     }
     Ok(())
@@ -87,7 +88,7 @@ fn check_every_run(layers: &[LayerPlan], rows: &[Row]) -> Result<(), KvCacheErro
     let runs = |layer: &LayerPlan| rows.len().saturating_mul(layer.runs()).saturating_mul(2);
     let total = layers.iter().map(runs).fold(0, usize::saturating_add);
     if total > MAX_INTERVALS {
-        return Err(KvCacheError::PageOverlap { layer: 0 });
+        return Err(PageError::PageOverlap { layer: 0 }.into());
     }
     let mut intervals = Vec::with_capacity(total);
     for (index, layer) in layers.iter().enumerate() {
@@ -107,7 +108,7 @@ fn check_every_run(layers: &[LayerPlan], rows: &[Row]) -> Result<(), KvCacheErro
     }
     match first_clash(&mut intervals) {
         None => Ok(()),
-        Some(layer) => Err(KvCacheError::PageOverlap { layer }),
+        Some(layer) => Err(PageError::PageOverlap { layer }.into()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! From two strided layers to the fewest, longest runs that copy a page.
 
+use super::error::PageError;
 use crate::error::KvCacheError;
 use infer_accel_tensor::{MAX_DIMS, TensorMut, TensorRef};
 
@@ -55,7 +56,7 @@ pub(super) fn plan_layers(
     axis: usize,
 ) -> Result<Vec<LayerPlan>, KvCacheError> {
     if sources.len() != targets.len() {
-        return Err(KvCacheError::LayerCount { sources: sources.len(), targets: targets.len() });
+        return Err(PageError::LayerCount { sources: sources.len(), targets: targets.len() }.into());
     }
     let layers = sources.iter().zip(targets).enumerate();
     layers.map(|(layer, (source, target))| plan_layer(layer, source, target, axis)).collect()
@@ -69,17 +70,17 @@ fn plan_layer(
 ) -> Result<LayerPlan, KvCacheError> {
     for ndim in [source.ndim(), target.ndim()] {
         if axis >= ndim {
-            return Err(KvCacheError::PageAxis { layer, axis, ndim });
+            return Err(PageError::PageAxis { layer, axis, ndim }.into());
         }
     }
     if source.dtype() != target.dtype() {
         let (source_dtype, target_dtype) = (source.dtype(), target.dtype());
-        return Err(KvCacheError::PageDType { layer, source_dtype, target_dtype });
+        return Err(PageError::PageDType { layer, source_dtype, target_dtype }.into());
     }
     let others = |shape: &[usize]| [&shape[..axis], &shape[axis + 1..]].concat();
     if source.ndim() != target.ndim() || others(source.shape()) != others(target.shape()) {
         let (source_shape, target_shape) = (source.shape().to_vec(), target.shape().to_vec());
-        return Err(KvCacheError::PageShape { layer, axis, source_shape, target_shape });
+        return Err(PageError::PageShape { layer, axis, source_shape, target_shape }.into());
     }
     let element = source.dtype().size();
     // An axis of one entry may have any stride; it is never followed.

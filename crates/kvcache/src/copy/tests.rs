@@ -284,7 +284,10 @@ fn a_page_is_not_both_read_and_written() {
         };
         copy_pages(&[source], &mut [target], mapping, &CopyOptions::default())
     };
-    assert_eq!(within(&[[0, 1], [1, 2]]), Err(KvCacheError::SourceIsTarget { row: 0, source_row: 1, id: 1 }));
+    assert_eq!(
+        within(&[[0, 1], [1, 2]]),
+        Err(PageError::SourceIsTarget { row: 0, source_row: 1, id: 1 }.into())
+    );
     assert_eq!(within(&[[2, 2]]).unwrap_err().code(), "overlap.source_is_target");
     within(&[[0, 2], [1, 3]]).unwrap();
     assert_eq!(bytes, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]);
@@ -304,7 +307,7 @@ fn layers_must_not_write_each_other() {
         let source = TensorRef::from_slice(&source, &[4, 2]).unwrap();
         copy_pages(&[source, source], &mut Vec::from(views), mapping, &CopyOptions::default())
     };
-    assert_eq!(within([0, 4], &[[0, 2], [1, 0]]).unwrap_err(), KvCacheError::PageOverlap { layer: 1 });
+    assert_eq!(within([0, 4], &[[0, 2], [1, 0]]).unwrap_err(), PageError::PageOverlap { layer: 1 }.into());
     within([0, 4], &[[0, 0], [1, 1]]).unwrap();
     assert_eq!(bytes, [7, 7, 7, 7, 7, 7, 7, 7, 0, 0, 0, 0]);
 }

@@ -1,7 +1,12 @@
 //! What tells two blocks of equal tokens apart: adapters, salts, images.
 
+use super::Algorithm;
 use super::cbor::{self, major};
+use super::digest::{Digest, PADDING_BYTES};
 use crate::error::KvCacheError;
+use infer_accel_tensor::simd;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
 
 /// One value in a block's extra keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,10 +29,17 @@ pub enum ExtraKey {
 /// How deep tuples may lie in each other; encoding is recursive, and a key of real use is two deep.
 const MAX_DEPTH: usize = 32;
 
-/// The extra keys of one block, serialised.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// The extra keys of one block, serialised. A clone shares them: all blocks of an adapter's prompt have the same.
+#[derive(Clone, Debug)]
 pub struct ExtraKeys {
+    shared: Arc<Serialised>,
+}
+
+#[derive(Debug)]
+struct Serialised {
     cbor: Vec<u8>,
+    /// SHA-256 of it, once somebody has asked.
+    digest: OnceLock<[u8; Digest::MAX_LEN]>,
 }
 
 impl ExtraKeys {
@@ -35,11 +47,37 @@ impl ExtraKeys {
     pub fn new(keys: &[ExtraKey]) -> Result<Self, KvCacheError> {
         let mut cbor = Vec::new();
         push_tuple(&mut cbor, keys, 1)?;
-        Ok(Self { cbor })
+        Ok(Self { shared: Arc::new(Serialised { cbor, digest: OnceLock::new() }) })
     }
 
     pub(crate) fn as_cbor(&self) -> &[u8] {
-        &self.cbor
+        &self.shared.cbor
+    }
+
+    /// SHA-256 of the keys: what stands for them where there is room for 32 bytes. Computed once for all clones.
+    pub(crate) fn digest(&self) -> &[u8; Digest::MAX_LEN] {
+        self.shared.digest.get_or_init(|| {
+            let length = self.shared.cbor.len();
+            let mut padded = vec![0; length + PADDING_BYTES];
+            padded[..length].copy_from_slice(&self.shared.cbor);
+            let mut digest = [0; Digest::MAX_LEN];
+            Digest::new(simd::tier(), Algorithm::Sha256Cbor).of(&mut padded, length, &mut digest);
+            digest
+        })
+    }
+}
+
+impl PartialEq for ExtraKeys {
+    fn eq(&self, other: &Self) -> bool {
+        self.shared.cbor == other.shared.cbor
+    }
+}
+
+impl Eq for ExtraKeys {}
+
+impl Hash for ExtraKeys {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.shared.cbor.hash(state);
     }
 }
 

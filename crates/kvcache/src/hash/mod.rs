@@ -165,5 +165,16 @@ pub fn narrow_token_ids(ids: &[i64], position: usize, out: &mut [u32]) -> Result
     found.map_or(Ok(()), |(at, value)| Err(KvCacheError::TokenId { position: position + at, value: *value }))
 }
 
+/// The same for ids that were read from 32 bits with a sign.
+pub fn check_signed_ids(ids: &[u32], position: usize) -> Result<(), KvCacheError> {
+    if ids.iter().fold(0, |bits, id| bits | id).cast_signed() >= 0 {
+        return Ok(());
+    }
+    let found = ids.iter().enumerate().find(|(_, id)| id.cast_signed() < 0);
+    found.map_or(Ok(()), |(at, id)| {
+        Err(KvCacheError::TokenId { position: position + at, value: id.cast_signed().into() })
+    })
+}
+
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,8 @@ pub struct Prompt<'a> {
     pub token_ids: &'a [u32],
     /// The hash of each of its full blocks, filled up with zeros.
     pub hashes: &'a [BlockHash],
+    /// Blocks that held the first of them a moment ago, as [`PromptNames`] has them; each is checked again.
+    pub known: &'a [u32],
     /// What its blocks were hashed with: empty, or one entry for each full block.
     pub extra_keys: &'a [Option<ExtraKeys>],
     /// What the blocks behind the prompt are hashed with.
@@ -41,7 +43,7 @@ impl BlockManager {
         let until = self.check_prompt(pool, prompt)?;
         let (block_size, length) = (self.block_size(), prompt.token_ids.len());
         let usable = length.saturating_sub(1) / block_size;
-        let cached = self.find_cached(pool, &prompt.hashes[..usable]);
+        let cached = self.find_cached(pool, &prompt.hashes[..usable], prompt.known);
         let cached_tokens = cached * block_size;
         let num_tokens = prompt.limit.map_or(length, |limit| length.min(cached_tokens.saturating_add(limit)));
         let total = num_tokens.div_ceil(block_size);
@@ -58,8 +60,8 @@ impl BlockManager {
         for at in 0..needed {
             self.note_scrub(pool, self.fresh[at]);
         }
-        let sequence = &mut self.sequences[slot as usize];
         let full = num_tokens / block_size;
+        let sequence = &mut self.sequences[slot as usize];
         for (group, (table, found)) in sequence.tables.iter_mut().zip(&self.found).enumerate() {
             table.clear();
             table.extend_from_slice(found);
@@ -70,6 +72,8 @@ impl BlockManager {
                 pool.remember(id, hash, group as u8, prompt.retention.priority, until);
             }
         }
+        self.link_prompt(pool, slot, prompt, cached..full);
+        let sequence = &mut self.sequences[slot as usize];
         sequence.num_tokens = num_tokens;
         sequence.added_from = cached_tokens.min(num_tokens);
         sequence.tail.clear();
@@ -111,15 +115,19 @@ impl BlockManager {
 
     /// Finds the longest cached prefix that every group can go on from; leaves its blocks in `found`, 0 for those that
     /// a window does not need, and returns their number.
-    fn find_cached(&mut self, pool: &BlockPool, hashes: &[BlockHash]) -> usize {
+    fn find_cached(&mut self, pool: &BlockPool, hashes: &[BlockHash], known: &[u32]) -> usize {
         let block_size = self.block_size();
+        let chained = self.naming.map(|naming| naming.group);
         let mut length = hashes.len();
         // Each group can only shorten the prefix; when none does any more, all agree.
         loop {
             let before = length;
             for (group, (kind, found)) in self.groups.iter().zip(&mut self.found).enumerate() {
                 length = match *kind {
-                    CacheGroup::Full => find_run(pool, &hashes[..length], group as u8, found),
+                    CacheGroup::Full => {
+                        let known = if Some(group as u8) == chained { known } else { &[] };
+                        find_run(pool, &hashes[..length], known, group as u8, found)
+                    }
                     CacheGroup::SlidingWindow { window } => {
                         let needed = (window - 1).div_ceil(block_size).max(1);
                         find_window(pool, &hashes[..length], group as u8, needed, found)
@@ -167,9 +175,11 @@ impl BlockManager {
 }
 
 /// The blocks of the longest run of leading hashes.
-fn find_run(pool: &BlockPool, hashes: &[BlockHash], group: u8, found: &mut Vec<u32>) -> usize {
+fn find_run(pool: &BlockPool, hashes: &[BlockHash], known: &[u32], group: u8, found: &mut Vec<u32>) -> usize {
     found.clear();
-    while let Some(id) = pool.find_ahead(hashes, found.len(), group).filter(|&id| pool.can_be_shared(id)) {
+    while let Some(id) =
+        pool.find_known(hashes, known, found.len(), group).filter(|&id| pool.can_be_shared(id))
+    {
         found.push(id);
     }
     found.len()

@@ -14,15 +14,17 @@
 
 mod admit;
 mod check;
+mod names;
 mod sequence;
 mod step;
 
 pub use admit::{Admission, Prompt};
+pub use names::PromptNames;
 
 use crate::error::KvCacheError;
 use crate::events::GroupName;
 use crate::hash::{Algorithm, BlockHasher};
-use crate::pool::{BlockHash, BlockPool};
+use crate::pool::{BlockHash, BlockPool, Naming};
 use sequence::Sequence;
 
 /// Most cache groups of a manager.
@@ -98,6 +100,8 @@ pub struct BlockManager {
     hasher: BlockHasher,
     first_parent: BlockHash,
     groups: Vec<CacheGroup>,
+    /// Of the first group in which every block of a prefix is needed: the pool keeps chains of it.
+    naming: Option<Naming>,
     scrub: bool,
     watermark: f64,
     sequences: Vec<Sequence>,
@@ -131,10 +135,14 @@ impl BlockManager {
             let got = options.first_parent.len();
             return Err(KvCacheError::ParentLength { algorithm: algorithm.name(), got, expected });
         }
+        let hasher = BlockHasher::new(algorithm, options.block_size)?;
         let mut first_parent = BlockHash::default();
         first_parent[..expected].copy_from_slice(&options.first_parent);
+        let full = options.groups.iter().position(|group| *group == CacheGroup::Full);
+        let named = |group| Naming::new(&hasher, &options.first_parent, group as u8);
         Ok(Self {
-            hasher: BlockHasher::new(algorithm, options.block_size)?,
+            naming: full.map(named).transpose()?,
+            hasher,
             first_parent,
             groups: options.groups.clone(),
             scrub: options.scrub,

@@ -5,7 +5,7 @@ use super::{BlockManager, CacheGroup, MAX_TOKENS};
 use crate::error::KvCacheError;
 use crate::events::Stored;
 use crate::hash::Algorithm;
-use crate::pool::{BlockHash, BlockPool, Retention};
+use crate::pool::{BlockHash, BlockPool, Content, Retention};
 
 impl BlockManager {
     /// Appends tokens: `counts[i]` of them to `sequences[i]`, or one to each. Returns pairs of blocks, source and
@@ -181,6 +181,13 @@ impl BlockManager {
                 &mut hash[..digest_len],
             );
             remember(pool, &self.groups, sequence, block, &hash);
+            if let Some(naming) = self.naming.filter(|naming| pool.has_chains(naming)) {
+                let table = &sequence.tables[usize::from(naming.group)];
+                let parent = block.checked_sub(1).map(|last| (table[last], &before));
+                let keys = sequence.keys_of(block);
+                let content = Content { hash: &hash, parent, tokens: &sequence.tail, keys };
+                pool.link_in(table, block, &content);
+            }
             if let Some(log) = pool.events() {
                 for (group, kind) in self.groups.iter().enumerate() {
                     let stored = Stored {

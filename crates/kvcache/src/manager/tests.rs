@@ -48,6 +48,7 @@ fn admit(
     let prompt = Prompt {
         token_ids: tokens,
         hashes: &hashes(tokens),
+        known: &[],
         extra_keys: &[],
         later_keys: None,
         limit,

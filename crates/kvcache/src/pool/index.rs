@@ -7,6 +7,7 @@
 //! hashes form a ring in the order in which they were cached, and only the oldest is
 //! in the table.
 
+use super::chains::Chains;
 use crate::kernels::prefetch::prefetch_entry;
 use std::collections::TryReserveError;
 use std::hash::{BuildHasher, RandomState};
@@ -31,6 +32,8 @@ pub(super) struct PrefixIndex {
     groups: Vec<u8>,
     highest_group: u8,
     ring: Vec<RingLinks>,
+    /// What cached blocks hold and what follows them; begins and ends with their entries here.
+    chains: Chains,
     len: u32,
 }
 
@@ -54,6 +57,7 @@ impl PrefixIndex {
             groups: filled(0, num_blocks as usize)?,
             highest_group: 0,
             ring: filled(RingLinks { previous: UNCACHED, next: UNCACHED }, num_blocks as usize)?,
+            chains: Chains::default(),
             len: 0,
         })
     }
@@ -63,6 +67,7 @@ impl PrefixIndex {
         self.len
     }
 
+    #[inline(always)]
     pub(super) fn hash_of(&self, id: u32) -> &BlockHash {
         &self.hashes[id as usize]
     }
@@ -74,6 +79,22 @@ impl PrefixIndex {
 
     pub(super) fn group_of(&self, id: u32) -> u8 {
         self.groups[id as usize]
+    }
+
+    /// Whether no other block has the hash and the group of `id`, which is cached.
+    #[inline(always)]
+    pub(super) fn is_alone(&self, id: u32) -> bool {
+        self.ring[id as usize].next == id
+    }
+
+    #[inline(always)]
+    pub(super) fn chains(&self) -> &Chains {
+        &self.chains
+    }
+
+    #[inline(always)]
+    pub(super) fn chains_mut(&mut self) -> &mut Chains {
+        &mut self.chains
     }
 
     /// The oldest block with this hash in this group.
@@ -94,6 +115,7 @@ impl PrefixIndex {
     pub(super) fn clear(&mut self) {
         self.table.fill(EMPTY);
         self.ring.fill(RingLinks { previous: UNCACHED, next: UNCACHED });
+        self.chains.clear();
         self.len = 0;
     }
 
@@ -120,6 +142,7 @@ impl PrefixIndex {
             self.ring[id as usize] = RingLinks { previous: newest, next: oldest };
             self.ring[newest as usize].next = id;
             self.ring[oldest as usize].previous = id;
+            self.chains.begin(id, oldest);
         } else {
             let mut position = self.home((entry >> 32) as u32);
             while self.table[position] != EMPTY {
@@ -139,6 +162,7 @@ impl PrefixIndex {
         let uncached = RingLinks { previous: UNCACHED, next: UNCACHED };
         let RingLinks { previous, next } = std::mem::replace(&mut self.ring[id as usize], uncached);
         self.len -= 1;
+        self.chains.end(id);
         let Some(position) = self.position(&self.hashes[id as usize], self.groups[id as usize]) else {
             return; // unreachable while the books are right, which `check` proves
         };
@@ -210,8 +234,13 @@ impl PrefixIndex {
         (position + 1) & (self.table.len() - 1)
     }
 
-    /// Proves that every entry is found, every ring closes, and `is_cached` agrees for every block.
-    pub(super) fn check(&self, is_cached: impl Fn(u32) -> bool) -> Result<(), String> {
+    /// Proves that every entry is found, every ring closes, `is_cached` agrees for every block, and the chains tell the
+    /// truth. `is_limited` says whether a block's time will be over.
+    pub(super) fn check(
+        &self,
+        is_cached: impl Fn(u32) -> bool,
+        is_limited: impl Fn(u32) -> bool,
+    ) -> Result<(), String> {
         let mut seen = 0;
         for (position, &entry) in self.table.iter().enumerate().filter(|(_, entry)| **entry != EMPTY) {
             let oldest = block_of(entry);
@@ -235,6 +264,8 @@ impl PrefixIndex {
                 }
             }
         }
+        let is_special = |id| !self.is_alone(id) || is_limited(id);
+        self.chains.check(&is_cached, |id| *self.hash_of(id), |id| self.group_of(id), is_special)?;
         let marked = (0..self.ring.len() as u32).filter(|&id| is_cached(id)).count();
         if seen != self.len || marked != self.len as usize {
             return Err(format!(

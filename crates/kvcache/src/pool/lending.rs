@@ -3,7 +3,6 @@
 use super::blocks::Block;
 use super::index::BlockHash;
 use super::{BlockPool, Eviction, LOOKAHEAD, UNCACHED_LIST};
-use crate::hash::{Algorithm, BlockHasher, ExtraKeys};
 use crate::kernels::prefetch::prefetch_entry;
 
 impl BlockPool {
@@ -123,6 +122,9 @@ impl BlockPool {
         }
         if !self.pins.is_pinned(id) {
             self.clock.set_deadline(id, until);
+            if self.clock.is_limited(id) {
+                self.index.chains_mut().limit(id);
+            }
         }
     }
 
@@ -162,37 +164,6 @@ impl BlockPool {
             prefetch_entry(self.blocks.entries(), probable as usize);
         }
         self.find(hashes.get(position)?, group)
-    }
-
-    /// How many leading full blocks of `tokens` are cached, behind `parent`. Hashes some blocks ahead of the first
-    /// that is not, and no further. Changes nothing.
-    pub fn cached_blocks<'k>(
-        &self,
-        hasher: &mut BlockHasher,
-        parent: &[u8],
-        tokens: &[u32],
-        extra_keys: impl Fn(usize) -> Option<&'k ExtraKeys>,
-    ) -> usize {
-        const PIECE: usize = 32;
-        let (block_size, digest_len) = (hasher.block_size(), hasher.algorithm().digest_len());
-        let mut last = parent.to_vec();
-        let mut digests = [0; PIECE * Algorithm::MAX_DIGEST_LEN];
-        let mut found = 0;
-        for tokens in tokens.chunks(PIECE * block_size) {
-            let keys_of = |block: usize| extra_keys(found + block);
-            let hashed =
-                hasher.continue_chain(&mut last, tokens, keys_of, &mut digests[..PIECE * digest_len]);
-            let mut hashes = [BlockHash::default(); PIECE];
-            for (hash, digest) in hashes.iter_mut().zip(digests.chunks_exact(digest_len)) {
-                hash[..digest_len].copy_from_slice(digest);
-            }
-            let cached = self.cached_prefix(&hashes[..hashed]);
-            found += cached;
-            if cached < hashed {
-                break;
-            }
-        }
-        found
     }
 
     pub(crate) fn count_queries(&mut self, queries: usize, hits: usize) {

@@ -9,14 +9,16 @@
 //! remembered for a limited time, and a prefix may be pinned: then it is kept whatever else is needed, within a budget.
 //!
 //! Every call does all that it was asked to, or nothing and says why. Time is O(1) a block everywhere; after
-//! [`BlockPool::new`] nothing is allocated, but for events.
+//! [`BlockPool::new`] nothing is allocated, but for events and, once, for what [`BlockPool::cached_blocks`] compares.
 
 mod blocks;
+mod chains;
 mod handle;
 mod index;
 mod lending;
 mod options;
 mod retention;
+mod walk;
 
 pub use handle::NULL_HANDLE;
 pub use options::{DEFAULT_PRIORITY, Eviction, MAX_PRIORITY, PoolOptions, Retention};
@@ -27,7 +29,9 @@ use blocks::{Block, Blocks, MAX_LISTS};
 use index::{PrefixIndex, filled};
 use retention::Clock;
 
+pub(crate) use chains::{Content, Naming};
 pub(crate) use index::BlockHash;
+pub(crate) use walk::PrefixWalk;
 
 /// Bytes of a hash that the pool takes; shorter digests are filled with zeros.
 pub const HASH_BYTES: usize = size_of::<BlockHash>();
@@ -301,7 +305,7 @@ impl BlockPool {
         let checked = self
             .blocks
             .check(|id| self.list_of(id))
-            .and_then(|()| self.index.check(cached))
+            .and_then(|()| self.index.check(cached, |id| self.clock.is_limited(id)))
             .and_then(|()| self.pins.check(|id| cached(id) && self.blocks.get(id).references() > 0))
             .and(forgotten);
         checked.map_err(|what| KvCacheError::Invariant { what })

@@ -53,6 +53,12 @@ impl Clock {
         self.now >= self.deadlines[id as usize]
     }
 
+    /// Whether the block's time will be over some day.
+    #[inline(always)]
+    pub(super) fn is_limited(&self, id: u32) -> bool {
+        self.deadlines[id as usize] != NEVER
+    }
+
     #[inline(always)]
     pub(super) fn set_deadline(&mut self, id: u32, deadline: u32) {
         self.deadlines[id as usize] = deadline;

@@ -7,9 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
 use infer_accel_kvcache::KvCacheError;
-use infer_accel_kvcache::hash::BlockHasher;
+use infer_accel_kvcache::hash::{BlockHasher, ExtraKeys};
 use infer_accel_kvcache::manager::{
-    Admission, BlockManager as CoreManager, CacheGroup, ManagerOptions, Prompt,
+    Admission, BlockManager as CoreManager, CacheGroup, ManagerOptions, Prompt, PromptNames,
 };
 use infer_accel_kvcache::pool::BlockPool as CorePool;
 use infer_accel_tensor::ErrorKind;
@@ -26,7 +26,9 @@ use crate::run::run;
 use crate::tensor::{ByteTable, IntTable, IntTarget, TokenIds};
 
 /// Hashing a token takes as long as moving about this many bytes.
-const BYTES_PER_TOKEN: usize = 90;
+const BYTES_PER_HASH: usize = 90;
+/// Reading one takes as long as moving this many.
+const BYTES_PER_READ: usize = 8;
 
 /// In the order of the fields of `ManagerStats` in Python.
 type Stats = (usize, usize, u64, u64, u64, u64, u64, u64);
@@ -49,7 +51,7 @@ struct State {
 #[derive(Default)]
 struct Scratch {
     tokens: Vec<u32>,
-    hashes: Vec<u8>,
+    names: PromptNames,
 }
 
 impl BlockManager {
@@ -145,34 +147,23 @@ impl BlockManager {
             self.pool.get().rows(hashes)?; // of the right width
         }
         let mut scratch = self.ask_scratch(py);
-        let filled = run(py, if hashes.is_some() { 0 } else { ids.len() * BYTES_PER_TOKEN }, || {
+        let filled = run(py, ids.len() * BYTES_PER_READ, || {
             scratch.tokens.resize(ids.len(), 0);
-            ids.read(0, &mut scratch.tokens)?;
-            scratch.hashes.clear();
-            if hashes.is_none() {
-                scratch.hashes.resize(num_blocks * algorithm.digest_len(), 0);
-                if algorithm.is_pickle() && keys.iter().any(Option::is_some) {
-                    return Err(KvCacheError::ExtraKeysPickle { algorithm: algorithm.name() });
-                }
-                let mut hasher = BlockHasher::new(algorithm, self.block_size)?;
-                let mut parent = self.first_parent.clone();
-                let keys_of = |block: usize| keys.get(block).and_then(Option::as_ref);
-                hasher.continue_chain(&mut parent, &scratch.tokens, keys_of, &mut scratch.hashes);
-            }
-            Ok(scratch)
+            ids.read(0, &mut scratch.tokens).map(|()| scratch)
         })?;
-        let bytes = hashes.as_ref().map_or(filled.hashes.as_slice(), ByteTable::bytes);
-        let rows = full_width(bytes, algorithm.digest_len());
+        let filled = if hashes.is_none() { self.name_blocks(py, filled, &keys)? } else { filled };
+        let given = hashes.as_ref().map(|hashes| full_width(hashes.bytes(), algorithm.digest_len()));
         let prompt = Prompt {
             token_ids: &filled.tokens,
-            hashes: &rows,
+            hashes: given.as_deref().unwrap_or(filled.names.hashes()),
+            known: if given.is_some() { &[] } else { filled.names.known() },
             extra_keys: &keys,
             later_keys: later_keys.as_ref(),
             limit: limit.map(|limit| limit.0),
             retention: retention(priority, seconds),
         };
         let admitted = self.call(py, |state, pool| state.core.admit(pool, &prompt));
-        drop(rows);
+        drop(given);
         self.give_scratch(py, filled);
         let Admission { sequence, cached_tokens, num_tokens } = admitted?;
         Ok((sequence, cached_tokens, num_tokens))
@@ -323,6 +314,34 @@ impl BlockManager {
 }
 
 impl BlockManager {
+    /// The hashes of a prompt's blocks: of those that are cached without hashing, of the others without the locks.
+    fn name_blocks(
+        &self,
+        py: Python<'_>,
+        mut scratch: Scratch,
+        keys: &[Option<ExtraKeys>],
+    ) -> PyResult<Scratch> {
+        let algorithm = self.pool.get().algorithm();
+        if algorithm.is_pickle() && keys.iter().any(Option::is_some) {
+            return Err(
+                NativeError::from(KvCacheError::ExtraKeysPickle { algorithm: algorithm.name() }).into()
+            );
+        }
+        let keys_of = |block: usize| keys.get(block).and_then(Option::as_ref);
+        let Scratch { tokens, names } = &mut scratch;
+        self.call(py, |state, pool| {
+            state.core.recognise(pool, tokens, keys_of, names);
+            Ok(())
+        })?;
+        let rest = tokens.len() - names.hashes().len() * self.block_size;
+        run(py, rest * BYTES_PER_HASH, || {
+            let mut hasher = BlockHasher::new(algorithm, self.block_size)?;
+            names.hash_rest(&mut hasher, &self.first_parent, tokens, keys_of);
+            Ok::<_, KvCacheError>(())
+        })?;
+        Ok(scratch)
+    }
+
     fn ask_scratch(&self, py: Python<'_>) -> Scratch {
         let mut state = self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut state.scratch)

@@ -148,13 +148,12 @@ impl BlockPool {
         keys: Option<BlockKeys>,
     ) -> PyResult<usize> {
         let ids = token_ids.view()?;
-        let mut tokens = vec![0; ids.len()];
-        ids.read(0, &mut tokens).map_err(NativeError::from)?;
         let mut hasher = BlockHasher::new(self.algorithm, block_size.0).map_err(NativeError::from)?;
         let parent = first_parent(self.algorithm)?;
         let keys = keys.unwrap_or(BlockKeys(Vec::new())).0;
         let keys_of = |block: usize| keys.get(block.min(1)).and_then(Option::as_ref);
-        Ok(self.call(py, |pool| Ok(pool.cached_blocks(&mut hasher, &parent, &tokens, keys_of)))?)
+        let read = |position: usize, tokens: &mut [u32]| ids.read(position, tokens);
+        Ok(self.call(py, |pool| pool.cached_blocks(&mut hasher, &parent, ids.len(), read, keys_of))?)
     }
 
     /// Keeps the longest cached prefix, within the budget; returns its length.

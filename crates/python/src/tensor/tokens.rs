@@ -4,7 +4,7 @@
 //! which ids are read, and nothing else.
 
 use infer_accel_kvcache::KvCacheError;
-use infer_accel_kvcache::hash::narrow_token_ids;
+use infer_accel_kvcache::hash::{check_signed_ids, narrow_token_ids};
 use infer_accel_tensor::{DType, ErrorKind, TensorRef};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
@@ -12,6 +12,9 @@ use pyo3::types::{PyList, PyRange, PyTuple};
 
 use super::{IntTable, TensorArg};
 use crate::errors::NativeError;
+
+/// Ids of 64 bits that are read at a time.
+const PIECE: usize = 128;
 
 /// Token ids of one prompt, as Python passed them.
 pub(crate) enum TokenIds<'py> {
@@ -47,35 +50,41 @@ impl TokenView<'_> {
 
     /// Reads the ids from `position` on, as many as `out` holds; the caller has seen that there are as many.
     pub(crate) fn read(&self, position: usize, out: &mut [u32]) -> Result<(), KvCacheError> {
-        const PIECE: usize = 512;
-        let mut piece = [0_i64; PIECE];
-        for (index, out) in out.chunks_mut(PIECE).enumerate() {
-            let at = position + index * PIECE;
-            let piece = &mut piece[..out.len()];
-            match self {
-                Self::Dense(view) => read_dense(view, at, piece),
-                Self::Copied(values) => piece.copy_from_slice(&values[at..at + out.len()]),
+        match self {
+            Self::Copied(values) => narrow_token_ids(&values[position..position + out.len()], position, out),
+            Self::Dense(view) if view.dtype() == DType::I32 => {
+                read_dense::<u32>(view, position, out);
+                check_signed_ids(out, position)
             }
-            narrow_token_ids(piece, at, out)?;
+            Self::Dense(view) => {
+                let mut piece = [0_i64; PIECE];
+                let mut at = position;
+                for out in out.chunks_mut(PIECE) {
+                    let piece = &mut piece[..out.len()];
+                    read_dense(view, at, piece);
+                    narrow_token_ids(piece, at, out)?;
+                    at += out.len();
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 }
 
-fn read_dense(view: &TensorRef<'_>, position: usize, out: &mut [i64]) {
+/// Numbers of which any bits are a value.
+trait AnyBits: Copy {}
+impl AnyBits for u32 {}
+impl AnyBits for i64 {}
+
+/// Copies ids out of memory that others may write meanwhile, as numbers of the same width.
+fn read_dense<T: AnyBits>(view: &TensorRef<'_>, position: usize, out: &mut [T]) {
     assert!(position + out.len() <= view.len(), "a caller asked for ids behind the last one");
-    if view.dtype() == DType::I64 {
-        let base = view.as_ptr().cast::<i64>();
-        for (index, value) in out.iter_mut().enumerate() {
-            // SAFETY: the view is contiguous and of this type, and the index is below its length.
-            *value = unsafe { base.add(position + index).read_unaligned() };
-        }
-    } else {
-        let base = view.as_ptr().cast::<i32>();
-        for (index, value) in out.iter_mut().enumerate() {
-            // SAFETY: as above; `of` lets no third type in.
-            *value = unsafe { base.add(position + index).read_unaligned() }.into();
-        }
+    assert!(view.dtype().size() == size_of::<T>(), "`of` lets no third type in");
+    let base = view.as_ptr().cast::<T>();
+    for (index, value) in out.iter_mut().enumerate() {
+        // SAFETY: the view is contiguous and of numbers of this width, the index is below its length, and any bits are
+        // a value of this type.
+        *value = unsafe { base.add(position + index).read_unaligned() };
     }
 }
 

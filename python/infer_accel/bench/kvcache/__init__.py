@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infer_accel import kvcache
-from infer_accel.bench.kvcache import disk, hashing, manager, nonfinite, pages, pool
+from infer_accel.bench.kvcache import disk, hashing, manager, nonfinite, pages, pool, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,7 @@ def cases(bench: Bench) -> Iterator[Case]:
     ids = np.random.default_rng(0).integers(0, _VOCABULARY, _NUM_BLOCKS * _BLOCK_SIZE, dtype=np.int32)
     yield from hashing.cases(bench, ids)
     yield from pool.cases(bench, kvcache.hash_blocks(ids, block_size=_BLOCK_SIZE))
+    yield from tokens.cases(bench, ids)
     yield from manager.cases(bench, ids)
     yield from pages.cases(bench)
     yield from nonfinite.cases(bench)

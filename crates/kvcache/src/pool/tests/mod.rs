@@ -1,3 +1,5 @@
+mod chains;
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};

@@ -1,11 +1,14 @@
 //! What can be wrong with a call to this crate.
 
+mod classes;
+
+use crate::copy::PageError;
 use crate::tier::TierError;
+use infer_accel_tensor::TensorError;
 use infer_accel_tensor::threads::Interrupted;
-use infer_accel_tensor::{DType, ErrorKind, TensorError};
 use thiserror::Error;
 
-/// What can be wrong with hashing, with the block pool or with a page copy.
+/// What can be wrong with a call to this crate.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvCacheError {
@@ -311,127 +314,9 @@ pub enum KvCacheError {
         /// Hashes that came.
         hashes: usize,
     },
-    /// Source and target lists that differ in length.
-    #[error("{sources} source layers came for {targets} target layers; pass one for each")]
-    LayerCount {
-        /// Sources that came.
-        sources: usize,
-        /// Targets that came.
-        targets: usize,
-    },
-    /// An axis that a layer does not have.
-    #[error("axis={axis} came, and layer {layer} has {ndim} dimensions; pass an axis from 0 to {}", ndim.saturating_sub(1))]
-    PageAxis {
-        /// Position of the layer.
-        layer: usize,
-        /// The axis that came.
-        axis: usize,
-        /// Dimensions of the layer.
-        ndim: usize,
-    },
-    /// Source and target of different formats.
-    #[error(
-        "layer {layer} is {source_dtype} at the source and {target_dtype} at the target; a copy converts nothing"
-    )]
-    PageDType {
-        /// Position of the layer.
-        layer: usize,
-        /// Format of the source.
-        source_dtype: DType,
-        /// Format of the target.
-        target_dtype: DType,
-    },
-    /// Source and target pages of different shapes.
-    #[error(
-        "layer {layer} has the shape {source_shape:?} at the source and {target_shape:?} at the target; \
-         all but the page axis ({axis}) must be equal"
-    )]
-    PageShape {
-        /// Position of the layer.
-        layer: usize,
-        /// The page axis.
-        axis: usize,
-        /// Shape of the source.
-        source_shape: Vec<usize>,
-        /// Shape of the target.
-        target_shape: Vec<usize>,
-    },
-    /// A packed tensor whose pages are not one to an id.
-    #[error("layer {layer} has {pages} pages at the {side} for {ids} ids; pass one page for each id")]
-    PackedPages {
-        /// Position of the layer.
-        layer: usize,
-        /// `"source"` or `"target"`.
-        side: &'static str,
-        /// Its pages.
-        pages: usize,
-        /// Ids that came.
-        ids: usize,
-    },
-    /// A page id that a layer does not have.
-    #[error("row {row} names {side} page {id}; there are pages 0 to {} (of {pages})", *pages as i64 - 1)]
-    PageId {
-        /// Row of the mapping.
-        row: usize,
-        /// `"source"` or `"target"`.
-        side: &'static str,
-        /// The id that came.
-        id: i64,
-        /// Pages of the smallest layer on that side.
-        pages: usize,
-    },
-    /// A target page that is written twice.
-    #[error("rows {first_row} and {row} both name target page {id}; name each target once")]
-    RepeatedTarget {
-        /// The later row.
-        row: usize,
-        /// The earlier row.
-        first_row: usize,
-        /// The page.
-        id: usize,
-    },
-    /// A page that is read and written by one copy.
-    #[error(
-        "row {row} writes page {id}, which row {source_row} reads from the same array; sources are a snapshot: \
-         copy in two calls, or through a spare page"
-    )]
-    SourceIsTarget {
-        /// The row that writes the page.
-        row: usize,
-        /// The row that reads it.
-        source_row: usize,
-        /// The page.
-        id: usize,
-    },
-    /// A target that shares memory with a source or with another target.
-    #[error(
-        "the pages to be written in layer {layer} share memory with pages that the same call reads or writes; \
-         sources are a snapshot: copy through memory of its own"
-    )]
-    PageOverlap {
-        /// Position of the target layer.
-        layer: usize,
-    },
-    /// Numbers that cannot be infinite, or bytes that are no bytes.
-    #[error(
-        "pages of {got} came, to be read as {meant}; pass floats, or uint8 pages and the float format that they hold"
-    )]
-    NonFiniteDType {
-        /// The format of the pages.
-        got: DType,
-        /// The format that they should hold.
-        meant: DType,
-    },
-    /// Bytes that do not make whole numbers.
-    #[error(
-        "pages of {bytes} bytes came, to be read as {dtype}; they must be contiguous and hold whole numbers"
-    )]
-    NonFiniteBytes {
-        /// Bytes of a page.
-        bytes: usize,
-        /// The format.
-        dtype: DType,
-    },
+    /// What is wrong with pages that are to be copied, blanked or looked through.
+    #[error(transparent)]
+    Pages(#[from] PageError),
     /// What is wrong with a tier.
     #[error(transparent)]
     Tier(#[from] TierError),
@@ -441,115 +326,4 @@ pub enum KvCacheError {
     /// The call was interrupted; some of the target pages are written.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-}
-
-impl KvCacheError {
-    /// The class of this error.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::TokenId { .. }
-            | Self::BlockId { .. }
-            | Self::NullBlock { .. }
-            | Self::PageId { .. }
-            | Self::Sequence { .. }
-            | Self::RepeatedSequence { .. }
-            | Self::RepeatedTarget { .. } => ErrorKind::Id,
-            Self::SourceIsTarget { .. } | Self::PageOverlap { .. } => ErrorKind::Overlap,
-            Self::PageDType { .. } | Self::NonFiniteDType { .. } => ErrorKind::DType,
-            Self::Tier(error) => error.kind(),
-            Self::Tensor(error) => error.kind(),
-            Self::Interrupted(_) => ErrorKind::Interrupted,
-            Self::ParentLength { .. }
-            | Self::HashBytes { .. }
-            | Self::ExtraKeysCount { .. }
-            | Self::HashCount { .. }
-            | Self::StepTokens { .. }
-            | Self::StepCounts { .. }
-            | Self::LayerCount { .. }
-            | Self::PageShape { .. }
-            | Self::NonFiniteBytes { .. }
-            | Self::PackedPages { .. } => ErrorKind::Shape,
-            Self::OutOfBlocks { .. } | Self::PinBudget { .. } => ErrorKind::OutOfBlocks,
-            Self::StaleBlock { .. } => ErrorKind::StaleBlock,
-            Self::Invariant { .. } => ErrorKind::Internal,
-            Self::BlockSize { .. }
-            | Self::UnknownAlgorithm { .. }
-            | Self::ExtraKeysPickle { .. }
-            | Self::ExtraKeyDepth { .. }
-            | Self::ExtraKeyInteger
-            | Self::SeedLength { .. }
-            | Self::NumBlocks { .. }
-            | Self::PoolMemory { .. }
-            | Self::UnknownEviction { .. }
-            | Self::PriorityOfLru { .. }
-            | Self::Priority { .. }
-            | Self::Time { .. }
-            | Self::Seconds { .. }
-            | Self::SequenceLength { .. }
-            | Self::Groups { .. }
-            | Self::GroupIndex { .. }
-            | Self::Watermark { .. }
-            | Self::Trace { .. }
-            | Self::Synthetic { .. }
-            | Self::ReplayBlockSize { .. }
-            | Self::ReferenceCount { .. }
-            | Self::HashConflict { .. }
-            | Self::PageAxis { .. } => ErrorKind::Argument,
-        }
-    }
-
-    /// A name for this case that stays the same between releases.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::BlockSize { .. } => "argument.block_size",
-            Self::UnknownAlgorithm { .. } => "argument.algorithm",
-            Self::TokenId { .. } => "id.token",
-            Self::ParentLength { .. } => "shape.parent",
-            Self::ExtraKeysCount { .. } => "shape.extra_keys",
-            Self::ExtraKeysPickle { .. } => "argument.extra_keys_pickle",
-            Self::ExtraKeyDepth { .. } => "argument.extra_keys_depth",
-            Self::ExtraKeyInteger => "argument.extra_keys_integer",
-            Self::SeedLength { .. } => "argument.hash_seed",
-            Self::HashBytes { .. } => "shape.hash_bytes",
-            Self::NumBlocks { .. } => "argument.num_blocks",
-            Self::PoolMemory { .. } => "argument.pool_memory",
-            Self::Invariant { .. } => "internal.invariant",
-            Self::OutOfBlocks { .. } => "out_of_blocks.all",
-            Self::PinBudget { .. } => "out_of_blocks.pins",
-            Self::UnknownEviction { .. } => "argument.eviction",
-            Self::PriorityOfLru { .. } | Self::Priority { .. } => "argument.priority",
-            Self::Time { .. } => "argument.time",
-            Self::Seconds { .. } => "argument.seconds",
-            Self::Sequence { .. } => "id.sequence",
-            Self::RepeatedSequence { .. } => "id.repeated_sequence",
-            Self::StepTokens { .. } => "shape.step_tokens",
-            Self::StepCounts { .. } => "shape.step_counts",
-            Self::SequenceLength { .. } => "argument.sequence_length",
-            Self::Groups { .. } | Self::GroupIndex { .. } => "argument.groups",
-            Self::Watermark { .. } => "argument.watermark",
-            Self::Trace { .. } => "argument.trace",
-            Self::Synthetic { .. } => "argument.synthetic_trace",
-            Self::ReplayBlockSize { .. } => "argument.replay_block_size",
-            Self::BlockId { .. } => "id.block",
-            Self::StaleBlock { .. } => "stale_block.handle",
-            Self::ReferenceCount { .. } => "argument.references",
-            Self::NullBlock { .. } => "id.null_block",
-            Self::HashConflict { .. } => "argument.hash_conflict",
-            Self::HashCount { .. } => "shape.hash_count",
-            Self::LayerCount { .. } => "shape.layers",
-            Self::PageAxis { .. } => "argument.axis",
-            Self::NonFiniteDType { .. } => "dtype.nonfinite",
-            Self::NonFiniteBytes { .. } => "shape.nonfinite",
-            Self::PageDType { .. } => "dtype.pages",
-            Self::PageShape { .. } => "shape.pages",
-            Self::PackedPages { .. } => "shape.packed_pages",
-            Self::PageId { .. } => "id.page",
-            Self::RepeatedTarget { .. } => "id.repeated_target",
-            Self::SourceIsTarget { .. } => "overlap.source_is_target",
-            Self::PageOverlap { .. } => "overlap.pages",
-            Self::Tier(error) => error.code(),
-            Self::Tensor(error) => error.code(),
-            Self::Interrupted(_) => "interrupted",
-        }
-    }
 }
