@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::long::Pieces;
 use super::pairs::{NO_RANK, Pairs};
 use super::vocabulary::{ID_LIMIT, Vocabulary};
 
@@ -22,6 +23,7 @@ const NONE: u32 = u32::MAX;
 pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
     heap: BinaryHeap<Reverse<Candidate>>,
+    pieces: Option<Box<Pieces>>,
 }
 
 /// A token so far, in a list linked both ways.
@@ -66,8 +68,13 @@ pub(crate) fn merge_bytes(
     emit: impl FnMut(u32),
 ) {
     let Some(last) = span.len().checked_sub(1).filter(|last| *last < FEW) else {
-        scratch.begin(span.iter().map(|&byte| vocabulary.byte_id(byte)));
-        return merge_many(pairs, scratch, emit);
+        if !pairs.has_ties() {
+            let pieces = scratch.pieces.get_or_insert_with(|| Box::new(Pieces::new()));
+            if let Some(ids) = pieces.merge(pairs, vocabulary, span) {
+                return ids.iter().copied().for_each(emit);
+            }
+        }
+        return merge_at_once(pairs, vocabulary, span, scratch, emit);
     };
     let mut ids = [0; FEW];
     let mut merges = [NO_MERGE; FEW];
@@ -78,6 +85,18 @@ pub(crate) fn merge_bytes(
         *merge = merge_at(pairs.rank_of_bytes(pair[0], pair[1]), place);
     }
     merge_few(pairs, &mut ids, &mut merges, last, emit);
+}
+
+/// [`merge_bytes`] of any length, in O(n log n), whatever the merges are.
+pub(super) fn merge_at_once(
+    pairs: &Pairs,
+    vocabulary: &Vocabulary,
+    span: &[u8],
+    scratch: &mut Scratch,
+    emit: impl FnMut(u32),
+) {
+    scratch.begin(span.iter().map(|&byte| vocabulary.byte_id(byte)));
+    merge_many(pairs, scratch, emit);
 }
 
 /// As [`merge_bytes`], but begins with characters, where the vocabulary has them, instead of bytes.
@@ -217,7 +236,7 @@ fn least(merges: &[i32]) -> i32 {
 }
 
 fn merge_many(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
-    let Scratch { symbols, heap } = scratch;
+    let Scratch { symbols, heap, .. } = scratch;
     heap.clear();
     heap.extend(
         symbols

@@ -3,10 +3,12 @@
 mod ahead;
 mod encoder;
 pub(crate) mod key;
+mod long;
 mod merge;
 mod pair_table;
 mod pairs;
 mod vocabulary;
+mod window;
 
 pub use encoder::{BytePairEncoder, TokenSpan};
 

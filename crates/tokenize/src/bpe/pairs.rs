@@ -154,6 +154,11 @@ impl Pairs {
         self.of_bytes.get(usize::from(left) << 8 | usize::from(right)).copied().unwrap_or(NO_RANK)
     }
 
+    /// Whether any two ranks are worth the same.
+    pub(crate) fn has_ties(&self) -> bool {
+        self.first_tied != NO_RANK
+    }
+
     /// Whether another rank may be worth the same as this one.
     #[inline(always)]
     pub(crate) fn may_tie(&self, rank: u32) -> bool {
