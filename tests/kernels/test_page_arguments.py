@@ -15,6 +15,9 @@ from infer_accel import errors, kvcache
 from infer_accel.kernels import _device, _driver, _pages, _triton
 from infer_accel.kernels import page_copy as kernels
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def pages(*shape: int, **options: Any) -> torch.Tensor:
     return torch.zeros(*(shape or (4, 6)), **options)
@@ -181,9 +184,6 @@ import sys
 import numpy as np
 import infer_accel
 from infer_accel import kvcache, lora
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 kvcache.page_copy(np.zeros((2, 3)), np.zeros((2, 3)), [[0, 1]])
 kvcache.page_gather(np.zeros((2, 3)), [1], np.zeros((1, 3)))
 weight = np.zeros((2, 2), np.float32)

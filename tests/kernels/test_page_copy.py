@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.devices import SaysCuda
+from tests.soak import repeats
 
 from infer_accel import errors, kvcache
 from infer_accel.kernels import page_copy as kernels
@@ -64,11 +65,12 @@ def copies(draw: st.DrawFn) -> dict[str, Any]:
 def whole(tensor: torch.Tensor) -> np.ndarray:
     """Return all bytes of the memory that a tensor is a part of."""
     storage = tensor.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    array: np.ndarray = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    return array
 
 
 @given(copies(), st.sampled_from(["list", "tensor", "numpy", "device"]))
-@settings(max_examples=60)
+@settings(max_examples=repeats(40, 1000))
 def test_equals_the_copy_of_the_cpu(case: dict[str, Any], kind: str) -> None:
     sources, targets, pairs, axis = (case[name] for name in ("sources", "targets", "pairs", "axis"))
     before = [whole(target).copy() for target in targets]
@@ -91,7 +93,7 @@ def test_equals_the_copy_of_the_cpu(case: dict[str, Any], kind: str) -> None:
 
 
 @given(st.integers(1, 6), st.sampled_from([1, 5, 32, 3000]), st.booleans(), st.data())
-@settings(max_examples=25)
+@settings(max_examples=repeats(15, 300))
 def test_gather_and_scatter(pages: int, page: int, on_device: bool, data: st.DataObject) -> None:
     cache = filled((pages, page), torch.uint8, 1)
     ids = data.draw(st.lists(st.integers(0, pages - 1), max_size=7))
@@ -157,7 +159,7 @@ def test_overlaps_are_refused(name: str, make: Any) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=repeats(40, 1000))
 def test_overlap_is_judged_as_on_the_cpu(data: st.DataObject) -> None:
     base = np.arange(64, dtype=np.uint8)
     sides: Any = []

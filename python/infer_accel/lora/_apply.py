@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infer_accel import _backend
-from infer_accel.errors import ArgumentError, ShapeError
+from infer_accel.errors import ArgumentError, DeviceError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,7 @@ class AdapterStack:
         any strides, and `scaling` is 1.0 where it is left out; or None for an adapter that leaves this layer
         alone. For a layer of fused outputs (``qkv_proj``, ``gate_up_proj``) an entry is a list of these, one for
         each slice of the outputs, None where the adapter leaves a slice alone; an adapter that was trained on the
-        fused layer itself has one pair for all of them.
+        fused layer itself has one pair for all of them. CUDA tensors make a stack on their GPU.
     slices
         Outputs of each slice, in order. Where it is left out, the adapters tell: there is one slice, or as many
         as the longest list has.
@@ -163,7 +163,13 @@ class AdapterStack:
             message = f"{len(names)} ids came for {len(adapters)} adapters; each needs one"
             raise ShapeError(message, code="shape.adapter_ids")
         widths = None if slices is None else list(slices)
-        self.core = _core.AdapterStack([products_of(entry) for entry in adapters], names, widths)
+        products = [products_of(entry) for entry in adapters]
+        if any(product and getattr(product[0], "is_cuda", False) for entry in products for product in entry):
+            from infer_accel.kernels._stack import CudaStack  # noqa: PLC0415 - with the first CUDA tensor, not before
+
+            self.core: Any = CudaStack(products, names, widths)
+        else:
+            self.core = _core.AdapterStack(products, names, widths)
 
     @classmethod
     def from_core(cls, core: object) -> AdapterStack:
@@ -278,9 +284,15 @@ def apply_adapters(
         A torch tensor whose gradient is being recorded, or that lies on another device.
     ArgumentError
         A `num_threads` below 1.
+    BackendError
+        CUDA tensors, and no Triton.
 
     Notes
     -----
+    On CUDA all of it lies on one GPU: make the stack of CUDA tensors. The call is asynchronous, on torch's current
+    stream; a token's result does not depend on its batch there either, but has another bound: see the page "CUDA
+    tensors". Ids on the GPU, which graphs need, are not checked: one that the stack does not have counts as −1.
+
     Nothing is written when an error is raised. The bound of :func:`apply_adapter` holds for each token. The work
     is ``Σ rank · (in + out)`` multiplications over the tokens; where each adapter has a token or two, passing
     over its matrices is what takes the time.
@@ -300,5 +312,15 @@ def apply_adapters(
     ----------
     Chen et al., "Punica: Multi-Tenant LoRA Serving", 2023, arXiv:2310.18547.
     """
+    if getattr(x, "is_cuda", False):
+        from infer_accel.kernels import apply_adapters as cuda  # noqa: PLC0415 - with the first CUDA tensor, not before
+
+        cuda.apply_adapters(x, stack.core, adapter_ids, out=out)
+        return out
+    if getattr(stack.core, "device", None) is not None:
+        message = (
+            f"a stack on {stack.core.device} came for tokens of the host; make a stack of tensors of the host"
+        )
+        raise DeviceError(message, code="device.mixed")
     _core.apply_adapters(x, stack.core, adapter_ids, out=out, num_threads=num_threads)
     return out

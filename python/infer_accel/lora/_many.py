@@ -48,13 +48,15 @@ def merge_many(
     ------
     ArgumentError
         Lists of different lengths, a scaling that is not finite in float32, a `num_threads` below 1.
-    ShapeError, DTypeError, ReadOnlyError, OverlapError, LayoutError, GradientError, DeviceError
+    ShapeError, DTypeError, ReadOnlyError, OverlapError, LayoutError, GradientError, DeviceError, BackendError
         As :func:`merge_weights`; the message says which layer. Weights must not share memory with each other
         nor with any adapter. Views whose elements interleave, such as two ranges of columns of one array, count
         as sharing; ranges of rows do not.
 
     Notes
     -----
+    CUDA tensors, all on one GPU, are merged in one launch for each combination of formats; see :func:`merge_weights`.
+
     Nothing is written when an error is raised. The work is that of all merges; the memory does not grow with the
     weights.
 
@@ -71,5 +73,10 @@ def merge_many(
     if len(weights) != len(adapters):
         message = f"{len(weights)} weights came with {len(adapters)} adapters; pass one (lora_A, lora_B, scaling) each"
         raise ArgumentError(message, code="argument.layers")
+    if weights and getattr(weights[0], "is_cuda", False):
+        from infer_accel.kernels import merge_weights as cuda  # noqa: PLC0415 - with the first CUDA tensor, not before
+
+        cuda.merge_many(weights, adapters)
+        return weights
     _core.merge_many(weights, adapters, num_threads=num_threads)
     return weights

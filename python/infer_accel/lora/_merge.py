@@ -167,6 +167,8 @@ def merge_weights(
         A `scaling` that is not finite in float32, a `num_threads` below 1, a `rounding` that is not known, a
         seed without stochastic rounding or the other way round, a residue of a merge with magnitudes, an option that
         quantized weights do not have, a sum that is not finite and so has no code.
+    BackendError
+        CUDA tensors, and no Triton.
     IntegrityError
         A scale that is not above zero or not finite, or a code that is not a finite number.
 
@@ -186,6 +188,12 @@ def merge_weights(
     code: above 464 in ``float8_e4m3fn``, from 61440 on in ``float8_e5m2``, outside −128 … 127 in int8, from 7 on in
     codes of four bits. Doubling leaves codes of floats on the grid that they lay on, so that a block whose scale
     grows is not rounded once more as a whole, and a scale that is a power of two stays one.
+
+    CUDA tensors, all on one GPU, take the options `scaling`, `out` and, for codes of eight-bit floats,
+    ``weight_scale=`` with ``scales="keep"``. The bits are those of the CPU, except for ranks above 32 where both
+    matrices are float16 or both bfloat16: tensor cores sum those in an order of their own, within the bound that the
+    page "CUDA tensors" gives. The call is asynchronous, on torch's current stream. Codes and scales are not looked at
+    first, as the host would have to wait for that: a code that is no finite number gives NaN.
 
     Nothing is written when an error is raised. The work is ``out · in · rank`` multiplications (twice that with
     a magnitude or with codes) and one pass over the weight (two over codes); the memory does not grow with the
@@ -213,6 +221,22 @@ def merge_weights(
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
     Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv:2402.09353.
     """
+    if getattr(weight, "is_cuda", False):
+        return _merge_on_cuda(
+            weight,
+            lora_A,
+            lora_B,
+            scaling=scaling,
+            out=out,
+            weight_scale=weight_scale,
+            rounding=rounding != "nearest",
+            seed=seed is not None,
+            magnitude=magnitude is not None,
+            global_scale=global_scale is not None,
+            return_residue=return_residue,
+            return_report=return_report,
+            scales=scales != ("grow" if weight_scale is None else "keep"),
+        )
     if weight_scale is not None:
         given = {"out": out, "seed": seed, "magnitude": magnitude}
         came = {name: value is not None for name, value in given.items()}
@@ -250,6 +274,27 @@ def merge_weights(
     )
     target = weight if out is None else out
     return (target, wrap(residue)) if return_residue else target
+
+
+def _merge_on_cuda(
+    weight: TensorT,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float,
+    out: TensorT | None,
+    weight_scale: Tensor | None,
+    scales: bool,
+    **refused: bool,
+) -> TensorT:
+    """Merge into a CUDA tensor, unless an option came that only the CPU has."""
+    from infer_accel.kernels import merge_weights as cuda  # noqa: PLC0415 - with the first CUDA tensor, not before
+    from infer_accel.kernels._arguments import refuse_options as refuse  # noqa: PLC0415
+
+    name = 'scales="grow" (pass scales="keep")' if weight_scale is not None else "scales"
+    refuse("merge_weights", **refused, **{name: scales}, out=out is not None and weight_scale is not None)
+    cuda.merge_weights(weight, lora_A, lora_B, scaling=scaling, out=out, weight_scale=weight_scale)
+    return weight if out is None else out
 
 
 def unmerge_weights(

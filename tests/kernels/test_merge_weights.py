@@ -1,0 +1,274 @@
+"""Merging by the kernel, interpreted, against the CPU's own kernels: the same bits."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infer_accel import errors, lora
+from infer_accel.kernels import merge_weights as kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+from tests.kernels.devices import OnDevice, SaysCuda
+from tests.soak import repeats
+
+FORMATS = [torch.float32, torch.float16, torch.bfloat16]
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int, size: float = 1.0) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size).to(dtype)
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().contiguous().view(BITS[tensor.element_size()]).numpy()
+    return array
+
+
+@st.composite
+def merges(draw: st.DrawFn) -> dict[str, Any]:
+    rows, columns = draw(st.sampled_from([1, 5, 16, 20])), draw(st.sampled_from([1, 3, 24, 32, 40]))
+    rank = draw(st.sampled_from([0, 1, 2, 3, 16, 17, 33]))
+    formats = [draw(st.sampled_from(FORMATS)) for _ in range(3)]
+    if rank > kernels.EXACT_RANK:  # products of tensor cores have a bound, and a test of their own
+        formats[1:] = [torch.float32, draw(st.sampled_from(FORMATS))]
+    seed = draw(st.integers(0, 1 << 20))
+    sides = [(rows, columns), (rank, columns), (rows, rank)]
+    tensors = []
+    for place, (shape, dtype) in enumerate(zip(sides, formats, strict=True)):
+        layout = draw(st.sampled_from(["rows", "columns", "wider"]))
+        if layout == "columns":
+            tensors.append(normal(shape[::-1], dtype, seed + place).T)
+        else:
+            gap = 5 if layout == "wider" else 0
+            tensors.append(normal((shape[0], shape[1] + gap), dtype, seed + place)[:, : shape[1]])
+    special = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-40, 6e4, 65520.0, 3.3e38]
+    for _ in range(draw(st.integers(0, 3))):
+        tensor = tensors[draw(st.integers(0, 2))]
+        if tensor.numel():
+            place = draw(st.integers(0, tensor.numel() - 1))
+            tensor[place // tensor.shape[1], place % tensor.shape[1]] = draw(st.sampled_from(special))
+    return {"weight": tensors[0], "lora_A": tensors[1], "lora_B": tensors[2]}
+
+
+@given(merges(), st.sampled_from([1.0, 0.5, -2.3, 1e-42]), st.sampled_from([None, *FORMATS]))
+@settings(max_examples=repeats(30, 2000))
+def test_the_bits_are_those_of_the_cpu(
+    case: dict[str, Any], scaling: float, target: torch.dtype | None
+) -> None:
+    weight, a, b = case["weight"], case["lora_A"], case["lora_B"]
+    if target is not None and (a.shape[0] == 0 or weight.stride(1) != 1 or weight.stride(0) == 1):
+        target = None
+    wanted = weight.clone() if target is None else torch.empty(weight.shape, dtype=target)
+    base = weight.clone()
+    lora.merge_weights(
+        wanted if target is None else base, a, b, scaling=scaling, out=None if target is None else wanted
+    )
+    found = weight if target is None else torch.empty_like(wanted)
+    with np.errstate(all="ignore"):
+        kernels.merge_weights(weight, a, b, scaling=scaling, out=None if target is None else found)
+    np.testing.assert_array_equal(bits(found), bits(wanted))
+    if target is not None:
+        np.testing.assert_array_equal(bits(weight), bits(base))
+
+
+@pytest.mark.parametrize("formats", list(product(FORMATS, repeat=2)), ids=str)
+@pytest.mark.parametrize("rank", [7, 20])
+def test_the_order_of_ranks_is_that_of_the_cpu(formats: tuple[torch.dtype, torch.dtype], rank: int) -> None:
+    # In float32 each order of a sum has its own bits.
+    weight, a, b = (
+        normal((16, 32), torch.float32, 0),
+        normal((rank, 32), formats[0], 1),
+        normal((16, rank), formats[1], 2),
+    )
+    wanted = lora.merge_weights(weight.clone(), a, b, scaling=0.3)
+    swapped = weight.T.contiguous().T
+    kernels.merge_weights(weight, a, b, scaling=0.3)
+    kernels.merge_weights(swapped, a, b, scaling=0.3)
+    np.testing.assert_array_equal(bits(weight), bits(wanted))
+    np.testing.assert_array_equal(bits(swapped), bits(wanted))
+
+
+@given(st.sampled_from([torch.float16, torch.bfloat16]), st.integers(33, 130), st.integers(0, 1000))
+@settings(max_examples=12)
+def test_high_ranks_stay_within_the_bound(dtype: torch.dtype, rank: int, seed: int) -> None:
+    weight, a, b = (
+        normal((20, 70), dtype, seed),
+        normal((rank, 70), dtype, seed + 1),
+        normal((20, rank), dtype, seed + 2),
+    )
+    exact = weight.double() + 0.7 * (b.double() @ a.double())
+    sizes = 0.7 * (b.double().abs() @ a.double().abs())
+    kernels.merge_weights(weight, a, b, scaling=0.7)
+    unit = 2.0**-11 if dtype is torch.float16 else 2.0**-8
+    bound = (rank + 2) * 2.0**-22 * sizes + (unit + 2.0**-22) * exact.abs()
+    assert bool(((weight.double() - exact).abs() <= bound).all())
+
+
+@given(st.data())
+@settings(max_examples=repeats(10, 300))
+def test_many_layers_in_one_call(data: st.DataObject) -> None:
+    weights, adapters = [], []
+    for layer in range(data.draw(st.integers(1, 6))):
+        rows, columns = data.draw(st.sampled_from([1, 16, 20])), data.draw(st.sampled_from([2, 33, 70]))
+        rank = data.draw(st.sampled_from([0, 1, 8]))
+        dtype = data.draw(st.sampled_from(FORMATS))
+        weights.append(normal((rows, columns), dtype, layer))
+        adapters.append(
+            (normal((rank, columns), dtype, layer + 50), normal((rows, rank), dtype, layer + 90), 0.1 * layer)
+        )
+    wanted = [weight.clone() for weight in weights]
+    lora.merge_many(wanted, adapters)
+    kernels.merge_many(weights, adapters)
+    for found, expected in zip(weights, wanted, strict=True):
+        np.testing.assert_array_equal(bits(found), bits(expected))
+
+
+@given(st.data())
+@settings(max_examples=repeats(12, 300))
+def test_codes_of_eight_bits(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float8_e4m3fn, torch.float8_e5m2]))
+    rows, columns = data.draw(st.sampled_from([(3, 5), (130, 9), (5, 140)]))
+    shape = data.draw(st.sampled_from([(1,), (rows,), (rows, 1), (-(-rows // 128), -(-columns // 128))]))
+    seed, rank = data.draw(st.integers(0, 99)), data.draw(st.sampled_from([1, 4]))
+    codes = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (rows, columns), dtype=np.uint8))
+    last = 0x7E if dtype is torch.float8_e4m3fn else 0x7B
+    weight = torch.where((codes & 0x7F) > last, 0x11, codes).to(torch.uint8).view(dtype)
+    is_transposed = data.draw(st.booleans())
+    weight = weight.T.contiguous().T if is_transposed else weight
+    scale = (normal(shape, torch.float32, seed).abs() + 0.01).to(data.draw(st.sampled_from(FORMATS)))
+    size = data.draw(st.sampled_from([0.01, 1.0, 300.0]))
+    a, b = normal((rank, columns), torch.float32, seed, size), normal((rows, rank), torch.bfloat16, seed)
+    wanted = weight.clone()
+    lora.merge_weights(wanted, a, b, scaling=0.3, weight_scale=scale.clone(), scales="keep")
+    kernels.merge_weights(weight, a, b, scaling=0.3, weight_scale=scale)
+    np.testing.assert_array_equal(bits(weight), bits(wanted))
+
+
+def test_every_code_survives_a_merge_of_nothing() -> None:
+    for dtype, last in ((torch.float8_e4m3fn, 0x7E), (torch.float8_e5m2, 0x7B)):
+        codes = torch.arange(256, dtype=torch.uint8).reshape(2, 128)
+        codes = codes[:, : last + 1].clone().view(dtype)
+        before = bits(codes).copy()
+        zeros = torch.zeros(1, codes.shape[1]), torch.full((2, 1), -0.0)
+        kernels.merge_weights(codes, *zeros, scaling=1.0, weight_scale=torch.ones(1))
+        expected = before.copy()
+        expected[before == 0x80] = 0  # −0 plus +0
+        np.testing.assert_array_equal(bits(codes) & 0x7F, expected & 0x7F)
+
+
+def test_the_face_turns_off_to_the_kernels() -> None:
+    adapter = torch.ones(1, 3), torch.ones(2, 1)
+    weight = SaysCuda.of(torch.zeros(2, 3))
+    assert lora.merge_weights(weight, *adapter, scaling=2.0) is weight
+    assert lora.merge_many([weight], [(*adapter, 1.0)]) == [weight]
+    assert (weight == 3).all()
+    out = torch.empty(2, 3, dtype=torch.bfloat16)
+    assert lora.merge_weights(weight, *adapter, out=out) is out
+    assert (out == 4).all()
+    codes = SaysCuda.of(torch.zeros(2, 3, dtype=torch.float8_e4m3fn))
+    lora.merge_weights(codes, *adapter, weight_scale=torch.full((1,), 0.5), scales="keep")
+    assert (codes.float() == 2).all()
+
+
+def test_a_weight_may_be_its_own_target_and_layers_slices_of_one_array() -> None:
+    adapter = torch.ones(1, 3), torch.ones(2, 1)
+    weight = torch.zeros(2, 3)
+    kernels.merge_weights(weight, *adapter, scaling=1.0, out=weight[:])
+    assert (weight == 1).all()
+    fused = torch.zeros(4, 3)
+    kernels.merge_many([fused[:2], fused[2:]], [(*adapter, 1.0), (*adapter, 2.0)])
+    assert fused[:, 0].tolist() == [1, 1, 2, 2]
+
+
+WEIGHT, A, B = torch.zeros(4, 6), torch.ones(2, 6), torch.ones(4, 2)
+BAD_CALLS: list[tuple[str, dict[str, Any], type[errors.InferAccelError], str]] = [
+    ("rank", {"lora_A": torch.ones(3, 6)}, errors.ShapeError, "shape.mismatch"),
+    ("in", {"lora_A": torch.ones(2, 5)}, errors.ShapeError, "shape.mismatch"),
+    ("out", {"lora_B": torch.ones(3, 2)}, errors.ShapeError, "shape.mismatch"),
+    ("vector", {"lora_A": torch.ones(6)}, errors.ShapeError, "shape.matrix"),
+    ("integers", {"weight": torch.zeros(4, 6, dtype=torch.int32)}, errors.DTypeError, "dtype.unsupported"),
+    ("codes without scale", {"weight": WEIGHT.to(torch.float8_e5m2)}, errors.DTypeError, "dtype.unsupported"),
+    ("scale without codes", {"weight_scale": torch.ones(1)}, errors.DTypeError, "dtype.unsupported"),
+    ("scaling", {"scaling": float("nan")}, errors.ArgumentError, "argument.scaling"),
+    ("scaling too large", {"scaling": 1e39}, errors.ArgumentError, "argument.scaling"),
+    ("out of another shape", {"out": torch.zeros(4, 5)}, errors.ShapeError, "shape.mismatch"),
+    ("weight is expanded", {"weight": torch.zeros(1, 6).expand(4, 6)}, errors.LayoutError, "layout.self_overlap"),
+    ("weight in steps", {"weight": torch.zeros(8, 12)[::2, ::2]}, errors.LayoutError, "layout.rows"),
+    ("out otherwise", {"out": torch.zeros(6, 4).T}, errors.LayoutError, "layout.rows"),
+    ("gradient", {"weight": torch.zeros(4, 6, requires_grad=True)}, errors.GradientError, "gradient.recorded"),
+    ("another device", {"lora_A": torch.ones(2, 6, device="meta")}, errors.DeviceError, "device.mixed"),
+    ("another GPU", {"lora_B": OnDevice.of(4, 2)}, errors.DeviceError, "device.mixed"),
+    ("a list", {"lora_A": [[1.0] * 6] * 2}, errors.DTypeError, "dtype.not_a_tensor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "code"), [case[1:] for case in BAD_CALLS], ids=[case[0] for case in BAD_CALLS]
+)
+def test_bad_calls_are_refused(
+    call: dict[str, Any], kind: type[errors.InferAccelError], code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launched(*_: Any) -> None:
+        raise AssertionError("a kernel was launched")
+
+    monkeypatch.setattr(kernels, "_launch", launched)
+    given: dict[str, Any] = {"weight": WEIGHT, "lora_A": A, "lora_B": B, "scaling": 1.0} | call
+    with pytest.raises(kind) as caught:
+        kernels.merge_weights(**given)
+    assert caught.value.code == code
+    assert not WEIGHT.any()
+
+
+def test_shared_memory_is_refused() -> None:
+    memory = torch.zeros(40)
+    weight, other = memory[:24].view(4, 6), memory[20:32].view(2, 6)
+    calls: list[Callable[[], None]] = [
+        lambda: kernels.merge_weights(weight, other, B, scaling=1.0),
+        lambda: kernels.merge_weights(torch.zeros(4, 6), other, B, scaling=1.0, out=weight),
+        lambda: kernels.merge_weights(weight, A, B, scaling=1.0, out=memory[6:30].view(4, 6)),
+    ]
+    for call in calls:
+        with pytest.raises(errors.OverlapError) as caught:
+            call()
+        assert caught.value.code == "overlap.adapter"
+    with pytest.raises(errors.OverlapError) as caught:
+        kernels.merge_many([weight, weight], [(A, B, 1.0)] * 2)
+    assert caught.value.code == "overlap.layers"
+
+
+def test_scales_that_fit_no_codes_are_refused() -> None:
+    codes = torch.zeros(4, 4, dtype=torch.uint8).view(torch.float8_e5m2)
+    with pytest.raises(errors.ShapeError) as wrong:
+        kernels.merge_weights(
+            codes, torch.ones(1, 4), torch.ones(4, 1), scaling=1.0, weight_scale=torch.ones(2)
+        )
+    assert wrong.value.code == "shape.scale"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rounding": "stochastic", "seed": 1},
+        {"magnitude": torch.ones(2)},
+        {"return_residue": True},
+        {"scales": "keep"},
+        {"global_scale": 1.0},
+        {"weight_scale": torch.ones(1)},
+        {"weight_scale": torch.ones(1), "scales": "keep", "return_report": True},
+        {"weight_scale": torch.ones(1), "scales": "keep", "out": torch.zeros(2, 3)},
+    ],
+)
+def test_options_of_the_cpu_alone_are_refused(options: dict[str, Any]) -> None:
+    weight = SaysCuda.of(torch.zeros(2, 3))
+    with pytest.raises(errors.ArgumentError, match="on CUDA tensors does not take") as caught:
+        lora.merge_weights(weight, torch.ones(1, 3), torch.ones(2, 1), **options)
+    assert caught.value.code == "argument.cuda"
+    assert not weight.any()
