@@ -52,7 +52,7 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 /// Below this, huge pages cannot help and the allocator is quicker than the system.
-const SMALL: usize = 4 << 20;
+const SMALL: usize = 2 << 20;
 
 enum Memory {
     Heap {

@@ -1,7 +1,8 @@
 //! What spans became before: bounded, and never waited for.
 //!
 //! Two levels: a table of 16-byte entries that stays in the second-level cache of the processor and serves most
-//! spans of ordinary text, then a larger one that holds up to four ids in place. A worker owns its tables while a
+//! spans of ordinary text, then a larger one that holds up to four ids in place and knows where longer lists lie. Spans
+//! that are tokens need no entry there: the vocabulary itself answers for them. A worker owns its tables while a
 //! call runs; workers wait in a pool with a few places. A call that finds no free place works with small tables of
 //! its own, and so does one that would make the tables of the whole process exceed [`PROCESS_LIMIT`].
 
@@ -9,13 +10,15 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, TryLockError};
 
-use crate::bpe::key::{Key, NO_KEY, mix};
+use crate::bpe::ahead::Ahead;
+use crate::bpe::key::{Key, SHORT, mix};
 use crate::bpe::{Bpe, Scratch};
 use crate::hot::HotTable;
-use crate::kernels::prefetch;
+use crate::kernels::{HELD, Table, prefetch};
+use crate::side::Side;
 
 /// Bytes of cache tables that all encoders of the process may keep.
-const PROCESS_LIMIT: usize = 16 << 20;
+const PROCESS_LIMIT: usize = 24 << 20;
 /// Workers that one encoder keeps.
 const PLACES: usize = 8;
 /// Entries of 16 bytes in a worker's hot table: 256 KiB, half of a usual second-level cache.
@@ -24,17 +27,16 @@ const HOT_ENTRIES: usize = 1 << 14;
 const BUCKETS: usize = 1 << 15;
 /// Entries of 128 bytes for longer spans: 128 KiB.
 const LONG_ENTRIES: usize = 1 << 10;
+/// Ids of lists that are too long for an entry: 128 KiB.
+const SIDE_IDS: usize = 1 << 15;
 /// The small tables are smaller by this power of two.
 const SMALLER: u32 = 5;
 /// The longest span that is kept.
 const LONG: usize = 104;
-/// Ids that an entry holds in place.
-pub(crate) const HELD: usize = 4;
-
-/// What a span became: its number of ids, and the ids where there are at most [`HELD`].
+/// What a span became: its number of ids, and the ids where there are at most [`HELD`], otherwise where they lie.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Encoded {
-    /// The highest byte of the first one is the count, saturated.
+    /// The highest byte of the first one is the count.
     packed: [u32; HELD],
 }
 
@@ -42,11 +44,15 @@ impl Encoded {
     /// The bits of an id in the first number of an entry.
     pub(crate) const ID: u32 = 0x00ff_ffff;
 
-    pub(crate) fn new(ids: &[u32]) -> Option<Self> {
+    /// `None` for more ids than can be counted.
+    fn new(ids: &[u32], side: &mut Side) -> Option<Self> {
         let count = u8::try_from(ids.len()).ok()?;
         let mut packed = [0; HELD];
-        if ids.len() <= HELD {
-            packed[..ids.len()].copy_from_slice(ids);
+        if let Some(held) = packed.get_mut(..ids.len()) {
+            held.copy_from_slice(ids);
+        } else {
+            let place = side.keep(ids)?;
+            packed = [0, place as u32, (place >> 32) as u32, 0];
         }
         packed[0] |= u32::from(count) << 24;
         Some(Self { packed })
@@ -57,12 +63,16 @@ impl Encoded {
         (self.packed[0] >> 24) as usize
     }
 
-    /// The ids, then zeros, and how many ids they are; `None` if they are not held.
+    /// The ids, then zeros; of more than [`HELD`] ids something else.
     #[inline(always)]
-    pub(crate) fn ids(self) -> Option<([u32; HELD], usize)> {
+    pub(crate) fn held(self) -> [u32; HELD] {
         let [first, second, third, fourth] = self.packed;
-        let count = self.count();
-        (count <= HELD).then_some(([first & Self::ID, second, third, fourth], count))
+        [first & Self::ID, second, third, fourth]
+    }
+
+    /// Where more than [`HELD`] ids lie.
+    fn place(self) -> u64 {
+        u64::from(self.packed[1]) | u64::from(self.packed[2]) << 32
     }
 }
 
@@ -75,7 +85,7 @@ struct Entry {
 /// One cache line: two entries whose keys have the same hash, the newer one first.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
-struct Bucket {
+pub(crate) struct Bucket {
     entries: [Entry; 2],
 }
 
@@ -89,32 +99,53 @@ struct LongEntry {
 
 /// Tables and memory of one call at a time.
 pub(crate) struct Worker {
-    pub(crate) hot: HotTable,
-    short: Box<[Bucket]>,
-    long: Box<[LongEntry]>,
-    scratch: Scratch,
-    ids: Vec<u32>,
+    pub(crate) tables: Tables,
+    pub(crate) scratch: Scratch,
+    pub(crate) ahead: Ahead,
     reserved: usize,
+}
+
+/// What spans became.
+pub(crate) struct Tables {
+    pub(crate) hot: HotTable,
+    short: Table<Bucket>,
+    long: Box<[LongEntry]>,
+    side: Side,
 }
 
 impl Worker {
     fn with_size(smaller: u32, reserved: usize) -> Self {
-        let buckets = BUCKETS >> smaller;
-        Self {
+        let no_entry = LongEntry { bytes: [0; LONG], length: 0, encoded: Encoded::default() };
+        let tables = Tables {
             hot: HotTable::new(HOT_ENTRIES >> smaller),
-            short: vec![Bucket::default(); buckets].into_boxed_slice(),
-            long: vec![
-                LongEntry { bytes: [0; LONG], length: 0, encoded: Encoded::default() };
-                LONG_ENTRIES >> smaller
-            ]
-            .into_boxed_slice(),
-            scratch: Scratch::default(),
-            ids: Vec::new(),
-            reserved,
-        }
+            short: Table::zeroed(BUCKETS >> smaller),
+            long: vec![no_entry; LONG_ENTRIES >> smaller].into_boxed_slice(),
+            side: Side::new(SIDE_IDS >> smaller),
+        };
+        Self { tables, scratch: Scratch::default(), ahead: Ahead::default(), reserved }
     }
 
-    /// Asks for the memory where [`Self::find`] will look.
+    /// Appends the ids of one span, which has this key.
+    pub(crate) fn encode_into(&mut self, bpe: &Bpe, span: &[u8], key: Key, ids: &mut Vec<u32>) {
+        let start = ids.len();
+        if let Some(id) = bpe.whole(span) {
+            return ids.push(id);
+        }
+        if let Some(encoded) = self.tables.find(span, key) {
+            if let Some(list) = self.tables.list(encoded) {
+                return ids.extend_from_slice(list);
+            }
+            if let Some(held) = encoded.held().get(..encoded.count()) {
+                return ids.extend_from_slice(held);
+            }
+        }
+        bpe.encode_span(span, &mut self.scratch, ids);
+        self.tables.remember(span, key, &ids[start..]);
+    }
+}
+
+impl Tables {
+    /// Asks for the memory where [`Self::find_short`] will look.
     #[inline(always)]
     pub(crate) fn prefetch(&self, key: Key) {
         if let Some(bucket) = self.short.get(self.place(key)) {
@@ -129,7 +160,7 @@ impl Worker {
 
     /// What the larger table knows of the span with this key; the hot table knows it from then on.
     #[inline(always)]
-    pub(crate) fn find(&mut self, key: Key) -> Option<Encoded> {
+    pub(crate) fn find_short(&mut self, key: Key) -> Option<Encoded> {
         // The choice is an index rather than a branch: which of the two it is cannot be predicted.
         let entries = &self.short.get(self.place(key))?.entries;
         let entry = &entries[usize::from(entries[0].key != key)];
@@ -140,51 +171,51 @@ impl Worker {
         Some(entry.encoded)
     }
 
-    /// Encodes a span that [`Self::find`] did not find, or whose ids it did not hold, and remembers what it became.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn encode(&mut self, bpe: &Bpe, span: &[u8], key: Key) -> &[u32] {
-        if key == NO_KEY {
-            return self.encode_long(bpe, span);
+    /// What is known of a span, long or short, which has this key.
+    pub(crate) fn find(&mut self, span: &[u8], key: Key) -> Option<Encoded> {
+        if span.len() <= SHORT {
+            return self.find_short(key);
         }
-        self.encode_unknown(bpe, span);
+        let (place, bytes) = self.long_place(span)?;
+        let entry = self.long.get(place)?;
+        (entry.length as usize == span.len() && entry.bytes == bytes).then_some(entry.encoded)
+    }
+
+    /// The ids where they are more than an entry holds; `None` also if they had to give way to others.
+    #[inline(always)]
+    pub(crate) fn list(&self, encoded: Encoded) -> Option<&[u32]> {
+        if encoded.count() <= HELD {
+            return None;
+        }
+        self.side.get(encoded.place(), encoded.count())
+    }
+
+    /// Remembers what a span, which has this key, became.
+    pub(crate) fn remember(&mut self, span: &[u8], key: Key, ids: &[u32]) {
+        if span.len() > LONG {
+            return;
+        }
+        let Some(encoded) = Encoded::new(ids, &mut self.side) else { return };
+        if span.len() > SHORT {
+            let Some((place, bytes)) = self.long_place(span) else { return };
+            if let Some(entry) = self.long.get_mut(place) {
+                *entry = LongEntry { bytes, length: span.len() as u32, encoded };
+            }
+            return;
+        }
         let place = self.place(key);
-        if let (Some(encoded), Some(bucket)) = (Encoded::new(&self.ids), self.short.get_mut(place)) {
+        if let Some(bucket) = self.short.get_mut(place) {
             let [newer, older] = bucket.entries;
             let kept = if newer.key == key { older } else { newer };
             bucket.entries = [Entry { key, encoded }, kept];
         }
-        &self.ids
     }
 
-    fn encode_long(&mut self, bpe: &Bpe, span: &[u8]) -> &[u32] {
-        if span.len() > LONG {
-            self.encode_unknown(bpe, span);
-            return &self.ids;
-        }
+    /// Where a long span's entry would be, and its bytes, padded; `None` if it is too long for an entry.
+    fn long_place(&self, span: &[u8]) -> Option<(usize, [u8; LONG])> {
         let mut bytes = [0; LONG];
-        bytes[..span.len()].copy_from_slice(span);
-        let place = long_hash(&bytes, span.len()) as usize & (self.long.len() - 1);
-        if let Some(entry) = self.long.get(place)
-            && entry.length as usize == span.len()
-            && entry.bytes == bytes
-            && let Some((ids, count)) = entry.encoded.ids()
-        {
-            self.ids.clear();
-            self.ids.extend_from_slice(ids.get(..count).unwrap_or(&ids));
-            return &self.ids;
-        }
-        self.encode_unknown(bpe, span);
-        if let (Some(encoded), Some(entry)) = (Encoded::new(&self.ids), self.long.get_mut(place)) {
-            *entry = LongEntry { bytes, length: span.len() as u32, encoded };
-        }
-        &self.ids
-    }
-
-    fn encode_unknown(&mut self, bpe: &Bpe, span: &[u8]) {
-        self.ids.clear();
-        let ids = &mut self.ids;
-        bpe.encode_span(span, &mut self.scratch, |id| ids.push(id));
+        bytes.get_mut(..span.len())?.copy_from_slice(span);
+        Some((long_hash(&bytes, span.len()) as usize & (self.long.len() - 1), bytes))
     }
 }
 
@@ -237,8 +268,11 @@ impl Pool {
 
 /// A worker with large tables while the process has room for them.
 fn new_worker() -> Worker {
-    const BYTES: usize =
-        HOT_ENTRIES * 16 + BUCKETS * size_of::<Bucket>() + LONG_ENTRIES * size_of::<LongEntry>();
+    const BYTES: usize = HOT_ENTRIES * 16
+        + BUCKETS * size_of::<Bucket>()
+        + LONG_ENTRIES * size_of::<LongEntry>()
+        + SIDE_IDS * size_of::<u32>()
+        + size_of::<Worker>();
     let reserved = RESERVED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| {
         Some(bytes + BYTES).filter(|bytes| *bytes <= PROCESS_LIMIT)
     });

@@ -16,7 +16,7 @@ pub(crate) struct Entry {
 }
 
 /// The longest span in bytes.
-const LONGEST: u64 = 11;
+pub(crate) const LONGEST: usize = 11;
 /// Where an entry's second half has the value: 32 bits, from this one on.
 pub(crate) const VALUE_SHIFT: u32 = 24;
 pub(crate) const VALUE: u64 = 0xffff_ffff << VALUE_SHIFT;
@@ -41,24 +41,41 @@ impl HotTable {
     /// The number of ids in the highest byte and the first id below; 0 where the span is not known.
     #[inline(always)]
     pub(crate) fn get(&self, key: Key) -> u32 {
-        let (low, high) = key.halves();
-        let Some(entry) = self.entries.get(self.place(key)) else { return 0 };
-        // A longer key has bits where entries have the value: it equals none of them. One comparison, no branch:
-        // whether a span is known cannot be guessed.
-        let differing = (entry.low ^ low) | (entry.high & !VALUE ^ high);
-        if differing == 0 { (entry.high >> VALUE_SHIFT) as u32 } else { 0 }
+        self.entries.get(self.place(key)).map_or(0, |entry| entry.value_of(key))
     }
 
     /// Remembers `value`, as [`Self::get`] returns it, unless the span is too long.
     #[inline(always)]
     pub(crate) fn insert(&mut self, key: Key, value: u32) {
-        let (low, high) = key.halves();
         let place = self.place(key);
-        if let Some(entry) = self.entries.get_mut(place)
-            && high >> 56 <= LONGEST
-        {
-            *entry = Entry { low, high: high | u64::from(value) << VALUE_SHIFT };
+        if let (Some(slot), Some(entry)) = (self.entries.get_mut(place), Entry::new(key, value)) {
+            *slot = entry;
         }
+    }
+}
+
+impl Entry {
+    /// `None` if the span is longer than [`LONGEST`].
+    #[inline(always)]
+    pub(crate) fn new(key: Key, value: u32) -> Option<Self> {
+        let (low, high) = key.halves();
+        (high >> 56 <= LONGEST as u64).then_some(Self { low, high: high | u64::from(value) << VALUE_SHIFT })
+    }
+
+    /// The value, or 0 if this is another span's entry.
+    #[inline(always)]
+    pub(crate) fn value_of(&self, key: Key) -> u32 {
+        let (low, high) = key.halves();
+        // A longer key has bits where entries have the value: it equals none of them. One comparison, no branch:
+        // whether a span is known cannot be guessed.
+        let differing = (self.low ^ low) | (self.high & !VALUE ^ high);
+        if differing == 0 { (self.high >> VALUE_SHIFT) as u32 } else { 0 }
+    }
+
+    /// Whether this is no span's entry.
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.high == 0
     }
 }
 

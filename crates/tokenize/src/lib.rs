@@ -33,6 +33,7 @@ pub mod pretokenize;
 mod prompt_cache;
 mod segments;
 mod session;
+mod side;
 mod spacing;
 mod special;
 mod stream;

@@ -12,6 +12,7 @@ const TEXT: &str = "the quick brown fox jumps over the lazy dog; the other thing
                     there were others there, and that those others were thinking of the same thing. aaaaaaaaaaaaaaaa \
                     1000 2000 3000 hello hello world worlds     spaces      and\n\n\nlines\n\n   indented мир миру мира";
 
+#[derive(Debug)]
 struct Trained {
     tokens: Vec<(Vec<u8>, u32)>,
     pairs: Vec<(u32, u32)>,
@@ -137,6 +138,45 @@ proptest! {
             prop_assert_eq!(&encode(&encoder, &text, &trained.tokens), &expected);
         }
     }
+}
+
+/// Vocabularies that no training gives: random tokens over three letters, in random order.
+fn untrained() -> impl Strategy<Value = Trained> {
+    prop::collection::hash_set("[abc]{2,9}", 0..120).prop_map(|words| {
+        let mut tokens: Vec<(Vec<u8>, u32)> =
+            (0..=255_u8).map(|byte| (vec![byte], u32::from(byte))).collect();
+        tokens.extend((256..).zip(words).map(|(id, word)| (word.into_bytes(), id)));
+        Trained { tokens, pairs: Vec::new() }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn ranks_in_any_order_equal_the_definition(trained in untrained(), text in "([abc]{1,70}[ .\n]{0,3}){1,40}") {
+        let encoder = encoder(&trained, true);
+        let expected = encode_by_definition(&trained, true, &text);
+        prop_assert_eq!(&encode(&encoder, &text, &trained.tokens), &expected);
+        prop_assert_eq!(&encode(&encoder, &text, &trained.tokens), &expected);
+    }
+}
+
+#[test]
+fn lists_longer_than_an_entry_outlive_their_place_in_the_cache() {
+    let trained = train(30);
+    let encoder = encoder(&trained, true);
+    // Each span is five ids or more, and all together are more than the cache keeps.
+    let text = (0..20_000_u32)
+        .map(|number| format!(" q{number:07}x{:05}zz", number * 7))
+        .collect::<Vec<_>>()
+        .concat();
+    let expected = encode_by_definition(&trained, true, &text);
+    for _ in 0..2 {
+        assert_eq!(encode(&encoder, &text, &trained.tokens), expected);
+    }
+    let code = "\n        return 0\n            if ________ != ........\n".repeat(300);
+    assert_eq!(encode(&encoder, &code, &trained.tokens), encode_by_definition(&trained, true, &code));
 }
 
 #[test]

@@ -1,144 +1,261 @@
-//! Some spans at a time, in stages: each stage asks for the memory of the next one, so that the waits overlap, and
+//! Many spans at a time, in stages: each stage asks for the memory of the next one, so that the waits overlap, and
 //! what a stage cannot answer becomes a bit in a mask instead of a branch that nobody can predict.
 
 use std::ops::Range;
 
-use super::Bpe;
-use super::key::Key;
-use crate::cache::{Encoded, HELD, Worker};
-use crate::kernels::{PART, look};
+use super::key::{Key, NO_KEY};
+use super::{ABREAST, Bpe, FEW, Scratch};
+use crate::cache::{Encoded, Tables};
+use crate::kernels::{HELD, PART, append_held, look};
 
-/// The spans of a part, and what is known of them. Where `IDS`, the ids themselves are wanted, otherwise their number.
-pub(crate) struct Ahead<const IDS: bool> {
+/// Parts of a batch.
+const PARTS: usize = 5;
+/// Spans of a batch: what a scanner finds at once.
+pub(crate) const SPANS: usize = PARTS * PART;
+
+/// The spans of a batch, and what is known of them. Where `IDS`, the ids themselves are wanted, otherwise their number.
+pub(crate) struct Ahead {
     keys: [Key; PART],
-    /// What the hot table has for each span.
+    /// What the hot table has for each span of a part.
     values: [u32; PART],
-    /// The ids of each span; what lies beyond their number means nothing.
-    ids: [[u32; HELD]; PART],
-    /// How many of them; 0 where they are in `long`.
-    counts: [u8; PART],
+    /// The ids of each span; what lies beyond their number means nothing. Of a long span the first two say where its ids lie
+    /// in `spilled`.
+    ids: [[u32; HELD]; SPANS],
+    /// How many of them; 0 for a long span.
+    counts: [u8; SPANS],
     spans: usize,
-    /// Spans of more ids than an entry holds: place, and where in `spilled`.
-    long: Vec<(usize, Range<usize>)>,
+    /// Spans of more ids than an entry holds, a bit each.
+    long: [u64; PARTS],
     spilled: Vec<u32>,
+    /// Spans that no table knows.
+    pending: Vec<Pending>,
 }
 
-impl<const IDS: bool> Ahead<IDS> {
-    pub(crate) fn new() -> Self {
+#[derive(Clone)]
+struct Pending {
+    place: usize,
+    key: Key,
+    bytes: Range<usize>,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
         Self {
             keys: [Key::default(); PART],
             values: [0; PART],
-            ids: [[0; HELD]; PART],
-            counts: [0; PART],
+            ids: [[0; HELD]; SPANS],
+            counts: [0; SPANS],
             spans: 0,
-            long: Vec::new(),
+            long: [0; PARTS],
             spilled: Vec::new(),
+            pending: Vec::new(),
         }
     }
+}
 
-    /// Calls `work` with the bounds of so many spans as fit at a time, in order; each part begins with the last bound
-    /// of the one before.
+/// What looks spans up: a worker's tables and memory, and the model.
+pub(crate) struct Sources<'w> {
+    pub(crate) tables: &'w mut Tables,
+    pub(crate) scratch: &'w mut Scratch,
+    pub(crate) bpe: &'w Bpe,
+}
+
+/// Consecutive parts of `bounds` with at most `spans` spans each; the last bound of one is the first of the next.
+pub(crate) fn parts(bounds: &[usize], spans: usize) -> impl Iterator<Item = &[usize]> {
+    let last = bounds.len().saturating_sub(1);
+    (0..last).step_by(spans).filter_map(move |first| bounds.get(first..=last.min(first + spans)))
+}
+
+impl Ahead {
+    /// Looks up the spans between `bounds`, of which there are at most [`SPANS`], and returns how many ids they have.
     #[inline(always)]
-    pub(crate) fn for_each_part(&mut self, bounds: &[usize], mut work: impl FnMut(&mut Self, &[usize])) {
-        let last = bounds.len().saturating_sub(1);
-        let mut first = 0;
-        while first < last {
-            let end = last.min(first + PART);
-            work(self, bounds.get(first..=end).unwrap_or_default());
-            first = end;
+    pub(crate) fn look_up<const IDS: bool>(
+        &mut self,
+        sources: &mut Sources<'_>,
+        text: &[u8],
+        bounds: &[usize],
+    ) -> usize {
+        self.spans = 0;
+        let mut count = 0;
+        for part in parts(bounds, PART) {
+            count += self.look_up_part::<IDS>(sources, text, part);
         }
+        if self.pending.is_empty() { count } else { count + self.settle::<IDS>(sources, text) }
     }
 
-    /// Looks up the spans between `bounds`, of which there are at most [`PART`], and returns how many ids they have.
     #[inline(always)]
-    pub(crate) fn look_up(&mut self, worker: &mut Worker, bpe: &Bpe, text: &[u8], bounds: &[usize]) -> usize {
-        self.spans = bounds.len().saturating_sub(1).min(PART);
-        let looked = look::<IDS>(&worker.hot, text, bounds, &mut self.keys, &mut self.values);
-        if IDS {
-            self.counts = [1; PART];
-            for (ids, value) in self.ids.iter_mut().zip(&self.values) {
-                ids[0] = value & Encoded::ID;
-            }
+    fn look_up_part<const IDS: bool>(
+        &mut self,
+        sources: &mut Sources<'_>,
+        text: &[u8],
+        bounds: &[usize],
+    ) -> usize {
+        let Sources { tables, bpe, .. } = sources;
+        let first = self.spans;
+        self.spans = SPANS.min(first + bounds.len().saturating_sub(1));
+        let looked = look::<IDS>(&tables.hot, text, bounds, &mut self.keys, &mut self.values);
+        for place in places(looked.unknown & !looked.several) {
+            bpe.tokens().prefetch(self.keys[place]);
         }
         let mut count = looked.count;
-        for place in places(looked.unknown) {
-            worker.prefetch(self.keys[place]);
+        let mut unknown = looked.several;
+        for place in places(looked.unknown & !looked.several) {
+            let key = self.keys[place];
+            let value = bpe.tokens().get(key);
+            if value != 0 && bpe.is_whole(value & Encoded::ID) {
+                tables.hot.insert(key, value);
+                self.values[place] = value;
+                count += 1;
+            } else {
+                tables.prefetch(key);
+                unknown |= 1 << place;
+            }
         }
-        let mut missing = 0_u64;
-        for place in places(looked.unknown) {
-            let found = worker.find(self.keys[place]).and_then(|encoded| self.keep(place, encoded));
-            missing |= u64::from(found.is_none()) << place;
+        if IDS {
+            self.take_single(first);
+        }
+        for place in places(looked.several) {
+            tables.prefetch(self.keys[place]);
+        }
+        for place in places(unknown) {
+            let key = self.keys[place];
+            let found =
+                tables.find_short(key).and_then(|encoded| self.keep::<IDS>(tables, first + place, encoded));
             count += found.unwrap_or(0);
-        }
-        for place in places(missing) {
-            bpe.prefetch(self.keys[place]);
-        }
-        for place in places(missing) {
-            let span = bounds.get(place..place + 2).and_then(|pair| text.get(pair[0]..pair[1]));
-            count += self.encode(worker, bpe, place, span.unwrap_or_default());
+            if found.is_none()
+                && let Some(&[start, end]) = bounds.get(place..place + 2)
+            {
+                self.pending.push(Pending { place: first + place, key, bytes: start..end });
+            }
         }
         count
     }
 
-    /// Keeps what an entry knows of a span, and returns how many ids that is; `None` if it does not hold them all.
+    /// Takes the first id of each span of the part that begins at `first`: most have no other.
     #[inline(always)]
-    fn keep(&mut self, place: usize, encoded: Encoded) -> Option<usize> {
-        if !IDS {
-            return Some(encoded.count());
+    fn take_single(&mut self, first: usize) {
+        let part = first..self.spans;
+        if let (Some(ids), Some(counts)) = (self.ids.get_mut(part.clone()), self.counts.get_mut(part)) {
+            counts.fill(1);
+            for (ids, value) in ids.iter_mut().zip(&self.values) {
+                ids[0] = value & Encoded::ID;
+            }
         }
-        let (ids, count) = encoded.ids()?;
-        self.ids[place] = ids;
-        self.counts[place] = count as u8;
+    }
+
+    /// Keeps what an entry knows of a span, and returns how many ids that is; `None` if they are not there any more.
+    #[inline(always)]
+    fn keep<const IDS: bool>(&mut self, tables: &Tables, place: usize, encoded: Encoded) -> Option<usize> {
+        let count = encoded.count();
+        if IDS && count > HELD {
+            self.spill(place, tables.list(encoded)?);
+        } else if IDS {
+            *self.ids.get_mut(place)? = encoded.held();
+            *self.counts.get_mut(place)? = count as u8;
+        }
         Some(count)
     }
 
-    /// Encodes a span that no table knows, or knows without its ids, and returns how many ids it has.
-    #[inline(always)]
-    fn encode(&mut self, worker: &mut Worker, bpe: &Bpe, place: usize, span: &[u8]) -> usize {
-        let ids = worker.encode(bpe, span, self.keys[place]);
-        if IDS {
-            if let Some(room) = self.ids[place].get_mut(..ids.len()) {
-                room.copy_from_slice(ids);
-                self.counts[place] = ids.len() as u8;
-            } else {
-                let start = self.spilled.len();
-                self.spilled.extend_from_slice(ids);
-                self.long.push((place, start..self.spilled.len()));
-                self.counts[place] = 0;
+    /// Keeps the ids of a span.
+    fn spill(&mut self, place: usize, ids: &[u32]) {
+        let (Some(slot), Some(count)) = (self.ids.get_mut(place), self.counts.get_mut(place)) else { return };
+        if let Some(room) = slot.get_mut(..ids.len()) {
+            room.copy_from_slice(ids);
+            *count = ids.len() as u8;
+            return;
+        }
+        let start = self.spilled.len();
+        self.spilled.extend_from_slice(ids);
+        *slot = [start as u32, self.spilled.len() as u32, 0, 0];
+        *count = 0;
+        self.long[place / PART] |= 1 << (place % PART);
+    }
+
+    /// Encodes the spans that no table knows, and returns how many ids they have.
+    #[cold]
+    #[inline(never)]
+    fn settle<const IDS: bool>(&mut self, sources: &mut Sources<'_>, text: &[u8]) -> usize {
+        let pending = std::mem::take(&mut self.pending);
+        let mut merging = [const { Pending { place: 0, key: NO_KEY, bytes: 0..0 } }; ABREAST];
+        let mut waiting = 0;
+        let mut count = 0;
+        let mut alone = Vec::new();
+        for span in &pending {
+            let bytes = text.get(span.bytes.clone()).unwrap_or_default();
+            let Sources { tables, scratch, bpe } = sources;
+            // Another span of the batch may have been the same.
+            let known = tables
+                .find(bytes, span.key)
+                .and_then(|encoded| self.keep::<IDS>(tables, span.place, encoded));
+            if let Some(known) = known {
+                count += known;
+                continue;
+            }
+            if bytes.len() <= FEW && bpe.whole(bytes).is_none() {
+                if let Some(slot) = merging.get_mut(waiting) {
+                    *slot = span.clone();
+                    waiting += 1;
+                }
+                if waiting == ABREAST {
+                    count += self.merge::<IDS>(sources, text, &merging);
+                    waiting = 0;
+                }
+                continue;
+            }
+            alone.clear();
+            bpe.encode_span(bytes, scratch, &mut alone);
+            tables.remember(bytes, span.key, &alone);
+            count += alone.len();
+            if IDS {
+                self.spill(span.place, &alone);
             }
         }
-        ids.len()
+        count += self.merge::<IDS>(sources, text, merging.get(..waiting).unwrap_or_default());
+        self.pending = pending;
+        self.pending.clear();
+        count
     }
-}
 
-impl Ahead<true> {
-    /// Appends the ids of the part that was looked up last.
+    /// Merges spans of at most [`FEW`] bytes, of which there are at most [`ABREAST`].
+    fn merge<const IDS: bool>(&mut self, sources: &mut Sources<'_>, text: &[u8], spans: &[Pending]) -> usize {
+        let Sources { tables, scratch, bpe } = sources;
+        let bytes_of = |span: &Pending| text.get(span.bytes.clone()).unwrap_or_default();
+        let mut count = 0;
+        bpe.encode_abreast(spans.iter().map(bytes_of), scratch, |index, ids| {
+            let Some(span) = spans.get(index) else { return };
+            tables.remember(bytes_of(span), span.key, ids);
+            count += ids.len();
+            if IDS {
+                self.spill(span.place, ids);
+            }
+        });
+        count
+    }
+
+    /// Appends the ids of the batch that was looked up last.
     #[inline(always)]
     pub(crate) fn append_ids(&mut self, out: &mut Vec<u32>) {
         let mut first = 0;
-        for (place, range) in self.long.drain(..) {
-            append_held(&self.ids, &self.counts, first..place, out);
-            out.extend_from_slice(self.spilled.get(range).unwrap_or_default());
-            first = place + 1;
+        for part in 0..PARTS {
+            for place in places(std::mem::take(&mut self.long[part])) {
+                let place = part * PART + place;
+                self.append_held(first..place, out);
+                let [start, end, ..] = self.ids.get(place).copied().unwrap_or_default();
+                out.extend_from_slice(self.spilled.get(start as usize..end as usize).unwrap_or_default());
+                first = place + 1;
+            }
         }
         self.spilled.clear();
-        append_held(&self.ids, &self.counts, first..self.spans, out);
+        self.append_held(first..self.spans, out);
     }
-}
 
-/// Appends the ids of some spans. All that an entry holds is copied whatever the count, and overwritten by the next.
-#[inline(always)]
-fn append_held(ids: &[[u32; HELD]; PART], counts: &[u8; PART], spans: Range<usize>, out: &mut Vec<u32>) {
-    let mut buffer = [0; HELD * PART];
-    let mut filled = 0;
-    let held = ids.get(spans.clone()).unwrap_or_default().iter().zip(counts.get(spans).unwrap_or_default());
-    for (ids, count) in held {
-        if let Some(room) = buffer.get_mut(filled..filled + HELD) {
-            room.copy_from_slice(ids);
+    #[inline(always)]
+    fn append_held(&self, spans: Range<usize>, out: &mut Vec<u32>) {
+        let held = (self.ids.get(spans.clone()), self.counts.get(spans));
+        if let (Some(ids), Some(counts)) = held {
+            append_held(ids, counts, out);
         }
-        filled += usize::from(*count);
     }
-    out.extend_from_slice(buffer.get(..filled).unwrap_or(&buffer));
 }
 
 /// The places of the bits that are set, in order.

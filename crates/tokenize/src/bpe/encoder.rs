@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use super::ahead::Ahead;
+use super::ahead::{SPANS, Sources, parts};
 use super::key::key_at;
 use super::{Bpe, BpeParts};
-use crate::cache::{Encoded, Pool};
+use crate::cache::{Pool, Worker};
 use crate::error::TokenizeError;
 use crate::pretokenize::Pretokenizer;
 
@@ -46,12 +46,13 @@ impl BytePairEncoder {
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizeError> {
         let before = out.len();
         let split = self.pool.with(|worker| {
-            let mut ahead = Ahead::<true>::new();
+            let Worker { tables, scratch, ahead, .. } = worker;
+            let mut sources = Sources { tables, scratch, bpe: &self.bpe };
             self.pretokenizer.for_each_batch(text, |text, bounds| {
-                ahead.for_each_part(bounds, |ahead, bounds| {
-                    ahead.look_up(worker, &self.bpe, text.as_bytes(), bounds);
+                for bounds in parts(bounds, SPANS) {
+                    ahead.look_up::<true>(&mut sources, text.as_bytes(), bounds);
                     ahead.append_ids(out);
-                });
+                }
                 ControlFlow::Continue(())
             })
         });
@@ -69,11 +70,12 @@ impl BytePairEncoder {
     pub fn count(&self, text: &str, limit: usize) -> Result<usize, TokenizeError> {
         let mut count = 0;
         self.pool.with(|worker| {
-            let mut ahead = Ahead::<false>::new();
+            let Worker { tables, scratch, ahead, .. } = worker;
+            let mut sources = Sources { tables, scratch, bpe: &self.bpe };
             self.pretokenizer.for_each_batch(text, |text, bounds| {
-                ahead.for_each_part(bounds, |ahead, bounds| {
-                    count += ahead.look_up(worker, &self.bpe, text.as_bytes(), bounds);
-                });
+                for bounds in parts(bounds, SPANS) {
+                    count += ahead.look_up::<false>(&mut sources, text.as_bytes(), bounds);
+                }
                 if count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
         })?;
@@ -90,26 +92,21 @@ impl BytePairEncoder {
             return Err(TokenizeError::TextTooLong { length: text.len(), limit });
         }
         let (before, start) = (out.len(), text.as_ptr().addr());
+        let mut ids = Vec::new();
         let split = self.pool.with(|worker| {
             self.pretokenizer.for_each_batch(text, |text, bounds| {
                 let part = text.as_ptr().addr() - start;
                 let text = text.as_bytes();
                 for pair in bounds.windows(2) {
-                    let key = key_at(text, pair[0], pair[1]);
+                    let span = text.get(pair[0]..pair[1]).unwrap_or_default();
+                    ids.clear();
+                    worker.encode_into(&self.bpe, span, key_at(text, pair[0], pair[1]), &mut ids);
                     let mut end = part + pair[0];
-                    let mut push = |id| {
+                    out.extend(ids.iter().map(|&id| {
                         let start = end;
                         end += self.bpe.token_length(id);
-                        out.push(TokenSpan { id, start: start as u32, end: end as u32 });
-                    };
-                    if let Some((ids, count)) = worker.find(key).and_then(Encoded::ids) {
-                        ids.iter().take(count).for_each(|&id| push(id));
-                    } else {
-                        worker
-                            .encode(&self.bpe, &text[pair[0]..pair[1]], key)
-                            .iter()
-                            .for_each(|&id| push(id));
-                    }
+                        TokenSpan { id, start: start as u32, end: end as u32 }
+                    }));
                 }
                 ControlFlow::Continue(())
             })

@@ -3,27 +3,73 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::few::{FEW, Few};
 use super::long::Pieces;
 use super::pairs::{NO_RANK, Pairs};
-use super::vocabulary::{ID_LIMIT, Vocabulary};
+use super::symbols::Characters;
+use super::vocabulary::Vocabulary;
 
-/// Up to this many bytes, looking through all pairs for the next merge is faster than a heap. One bit each.
-const FEW: usize = u64::BITS as usize;
-/// A place below [`FEW`].
-const PLACE_BITS: u32 = FEW.trailing_zeros();
-/// Merges that are compared together.
-const LANES: usize = 8;
-/// See [`merge_at`]. Signed, since comparing signed numbers is what every x86-64 does four at a time.
-const NO_MERGE: i32 = i32::MAX;
-const NO_MERGE_FROM: i32 = (ID_LIMIT << PLACE_BITS) as i32;
 const NONE: u32 = u32::MAX;
 
+/// Spans that take turns.
+pub(crate) const ABREAST: usize = 8;
+
 /// Memory that merging needs, kept between calls.
-#[derive(Default)]
 pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
     heap: BinaryHeap<Reverse<Candidate>>,
     pieces: Option<Box<Pieces>>,
+    /// [`ABREAST`] of them.
+    few: Box<[Few]>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            symbols: Vec::new(),
+            heap: BinaryHeap::new(),
+            pieces: None,
+            few: std::iter::repeat_with(Few::new).take(ABREAST).collect(),
+        }
+    }
+}
+
+/// Merges up to [`ABREAST`] spans, each of at most [`FEW`](super::FEW) bytes, and hands the place of each span among
+/// them and what it became to `emit`, in order. `begin` gives each its first symbols.
+///
+/// A merge waits for two look-ups in a table that no cache of the processor holds. So each span does one merge and
+/// asks for its memory, then the next one's turn comes.
+pub(crate) fn merge_abreast<'s>(
+    pairs: &Pairs,
+    spans: impl Iterator<Item = &'s [u8]>,
+    begin: impl Fn(&mut Few, &[u8]),
+    scratch: &mut Scratch,
+    mut emit: impl FnMut(usize, &Few),
+) {
+    let mut count = 0;
+    for (few, span) in scratch.few.iter_mut().zip(spans) {
+        begin(few, span);
+        count += 1;
+    }
+    let (few, _) = scratch.few.split_at_mut(count);
+    let mut merging = 0_u32;
+    for (place, few) in few.iter_mut().enumerate() {
+        merging |= u32::from(few.merge(pairs)) << place;
+    }
+    while merging != 0 {
+        let mut turn = merging;
+        while turn != 0 {
+            let place = turn.trailing_zeros();
+            turn &= turn - 1;
+            if let Some(few) = few.get_mut(place as usize) {
+                few.settle(pairs);
+                merging ^= u32::from(!few.merge(pairs)) << place;
+            }
+        }
+    }
+    for (place, few) in few.iter().enumerate() {
+        emit(place, few);
+    }
 }
 
 /// A token so far, in a list linked both ways.
@@ -59,6 +105,21 @@ struct Candidate {
     right: u32,
 }
 
+/// Merges a span that `begin` may give to a [`Few`], and hands the resulting ids to `emit`, in order.
+pub(crate) fn merge_few(
+    pairs: &Pairs,
+    begin: impl FnOnce(&mut Few),
+    scratch: &mut Scratch,
+    emit: impl FnMut(u32),
+) {
+    let Some(few) = scratch.few.first_mut() else { return };
+    begin(few);
+    while few.merge(pairs) {
+        few.settle(pairs);
+    }
+    few.ids().for_each(emit);
+}
+
 /// Merges the bytes of `span` and hands the resulting ids to `emit`, in order. O(n log n).
 pub(crate) fn merge_bytes(
     pairs: &Pairs,
@@ -67,24 +128,16 @@ pub(crate) fn merge_bytes(
     scratch: &mut Scratch,
     emit: impl FnMut(u32),
 ) {
-    let Some(last) = span.len().checked_sub(1).filter(|last| *last < FEW) else {
-        if !pairs.has_ties() {
-            let pieces = scratch.pieces.get_or_insert_with(|| Box::new(Pieces::new()));
-            if let Some(ids) = pieces.merge(pairs, vocabulary, span) {
-                return ids.iter().copied().for_each(emit);
-            }
+    if span.len() <= FEW {
+        return merge_few(pairs, |few| few.begin(pairs, vocabulary, span), scratch, emit);
+    }
+    if !pairs.has_ties() {
+        let pieces = scratch.pieces.get_or_insert_with(|| Box::new(Pieces::new()));
+        if let Some(ids) = pieces.merge(pairs, vocabulary, span) {
+            return ids.iter().copied().for_each(emit);
         }
-        return merge_at_once(pairs, vocabulary, span, scratch, emit);
-    };
-    let mut ids = [0; FEW];
-    let mut merges = [NO_MERGE; FEW];
-    for (id, &byte) in ids.iter_mut().zip(span) {
-        *id = vocabulary.byte_id(byte);
     }
-    for (place, (merge, pair)) in merges.iter_mut().zip(span.windows(2)).enumerate() {
-        *merge = merge_at(pairs.rank_of_bytes(pair[0], pair[1]), place);
-    }
-    merge_few(pairs, &mut ids, &mut merges, last, emit);
+    merge_at_once(pairs, vocabulary, span, scratch, emit);
 }
 
 /// [`merge_bytes`] of any length, in O(n log n), whatever the merges are.
@@ -107,132 +160,11 @@ pub(crate) fn merge_characters(
     scratch: &mut Scratch,
     emit: impl FnMut(u32),
 ) {
-    let Some(last) = span.len().checked_sub(1).filter(|last| *last < FEW) else {
-        scratch.begin(Symbols { vocabulary, rest: span, bytes: 0 });
-        return merge_many(pairs, scratch, emit);
-    };
-    let mut ids = [0; FEW];
-    let mut merges = [NO_MERGE; FEW];
-    let mut count = 0_usize;
-    for (slot, id) in ids.iter_mut().zip(Symbols { vocabulary, rest: span, bytes: 0 }) {
-        *slot = id;
-        count += 1;
+    if span.len() <= FEW {
+        return merge_few(pairs, |few| few.begin_characters(pairs, vocabulary, span), scratch, emit);
     }
-    let last = count.saturating_sub(1).min(last);
-    for place in 0..last {
-        merges[place] = merge_at(pairs.rank(ids[place], ids[place + 1]), place);
-    }
-    merge_few(pairs, &mut ids, &mut merges, last, emit);
-}
-
-/// The ids of a text's characters, or of their bytes where a character has no token.
-struct Symbols<'s> {
-    vocabulary: &'s Vocabulary,
-    rest: &'s [u8],
-    /// How many of the next bytes belong to a character without a token.
-    bytes: usize,
-}
-
-impl Iterator for Symbols<'_> {
-    type Item = u32;
-
-    fn next(&mut self) -> Option<u32> {
-        let (&first, after) = self.rest.split_first()?;
-        let width = width(first).min(self.rest.len());
-        if width > 1 && self.bytes == 0 {
-            let (character, after) = self.rest.split_at(width);
-            if let Some(id) = self.vocabulary.id(character) {
-                self.rest = after;
-                return Some(id);
-            }
-            self.bytes = width;
-        }
-        self.bytes = self.bytes.saturating_sub(1);
-        self.rest = after;
-        Some(self.vocabulary.byte_id(first))
-    }
-}
-
-/// How many bytes the character that begins with this one has.
-fn width(first: u8) -> usize {
-    match first {
-        0xf0.. => 4,
-        0xe0.. => 3,
-        0xc0.. => 2,
-        _ => 1,
-    }
-}
-
-/// At most [`FEW`] symbols, the last at place `last`, with their merges. Each stays at its place; bits say which places
-/// still begin one, so that nothing moves, and neighbours are found without a branch.
-#[inline(always)]
-fn merge_few(
-    pairs: &Pairs,
-    ids: &mut [u32; FEW],
-    merges: &mut [i32; FEW],
-    last: usize,
-    mut emit: impl FnMut(u32),
-) {
-    let merges_len = last.next_multiple_of(LANES);
-    let mut begins = u64::MAX >> (FEW - 1 - last);
-    loop {
-        let mut next = least(&merges[..merges_len]);
-        if next >= NO_MERGE_FROM {
-            break;
-        }
-        let rank = next as u32 >> PLACE_BITS;
-        if pairs.may_tie(rank) {
-            next = leftmost_tied(pairs, merges, rank).unwrap_or(next);
-        }
-        let place = next as usize % FEW;
-        let merged = pairs.made(next as u32 >> PLACE_BITS);
-        let after = begins & (u64::MAX << place << 1);
-        let right = after.trailing_zeros() as usize % FEW;
-        let beyond = after & after.wrapping_sub(1);
-        let before = begins & ((1_u64 << place) - 1);
-        let left = (u64::BITS - 1).wrapping_sub(before.leading_zeros()) as usize % FEW;
-        begins &= !(1_u64 << right);
-        ids[place] = merged;
-        merges[right] = NO_MERGE;
-        // Both are looked up whether or not there is a neighbour: a wasted look-up costs less than a wrong guess.
-        let with_next = merge_at(pairs.rank(merged, ids[beyond.trailing_zeros() as usize % FEW]), place);
-        let with_previous = merge_at(pairs.rank(ids[left], merged), left);
-        merges[left] = if before == 0 { merges[left] } else { with_previous };
-        merges[place] = if beyond == 0 { NO_MERGE } else { with_next };
-    }
-    while begins != 0 {
-        emit(ids[begins.trailing_zeros() as usize % FEW]);
-        begins &= begins - 1;
-    }
-}
-
-/// The first of the merges that are worth as much as this rank.
-#[cold]
-fn leftmost_tied(pairs: &Pairs, merges: &[i32; FEW], rank: u32) -> Option<i32> {
-    let tied = |merge: &&i32| {
-        **merge < NO_MERGE_FROM && pairs.order(**merge as u32 >> PLACE_BITS) == pairs.order(rank)
-    };
-    merges.iter().find(tied).copied()
-}
-
-/// The merge of a symbol with the next one: its rank, then its place, so that the least is the merge that happens
-/// next. No merge is no less than [`NO_MERGE_FROM`].
-#[inline(always)]
-fn merge_at(rank: u32, place: usize) -> i32 {
-    const { assert!(NO_RANK == u32::MAX) };
-    (rank << PLACE_BITS | place as u32) as i32 & i32::MAX
-}
-
-/// The least of the numbers, of which there are a multiple of [`LANES`].
-#[inline(always)]
-fn least(merges: &[i32]) -> i32 {
-    let mut lanes = [NO_MERGE; LANES];
-    for merges in merges.as_chunks::<LANES>().0 {
-        for (least, merge) in lanes.iter_mut().zip(merges) {
-            *least = (*least).min(*merge);
-        }
-    }
-    lanes.into_iter().fold(NO_MERGE, i32::min)
+    scratch.begin(Characters::new(vocabulary, span));
+    merge_many(pairs, scratch, emit);
 }
 
 fn merge_many(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
@@ -337,7 +269,7 @@ mod tests {
             for places in texts {
                 let text = text(&places);
                 let mut ids = Vec::new();
-                bpe.encode_span(text.as_bytes(), &mut scratch, |id| ids.push(id));
+                bpe.encode_span(text.as_bytes(), &mut scratch, &mut ids);
                 if !text.is_empty() {
                     prop_assert_eq!(ids, specification(&tokens, &scores, &text), "{:?}", text);
                 }

@@ -1,21 +1,26 @@
 //! Byte-pair encoding of one span after another.
 
-mod ahead;
+pub(crate) mod ahead;
 mod encoder;
+mod few;
 pub(crate) mod key;
 mod long;
 mod merge;
-mod pair_table;
+pub(crate) mod pair_table;
 mod pairs;
+mod symbols;
+pub(crate) mod token_table;
 mod vocabulary;
 mod window;
 
 pub use encoder::{BytePairEncoder, TokenSpan};
 
 use crate::error::TokenizeError;
-use key::Key;
-pub(crate) use merge::Scratch;
+pub(crate) use few::FEW;
+use few::Few;
+pub(crate) use merge::{ABREAST, Scratch};
 use pairs::Pairs;
+use token_table::TokenTable;
 use vocabulary::Vocabulary;
 
 /// What a byte-level BPE model is made of.
@@ -94,38 +99,76 @@ impl Bpe {
         Ok(Self { vocabulary, pairs, whole_tokens_first: by_rank || ignore_merges, begins_with })
     }
 
-    /// Hands the ids of one span to `emit`, in order.
-    pub(crate) fn encode_span(&self, span: &[u8], scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
-        let whole = self.vocabulary.id(span);
-        if let Some(id) = whole
-            && (self.whole_tokens_first || self.vocabulary.is_confirmed(id))
-        {
-            emit(id);
-            return;
-        }
-        let mut last = None;
-        let emit = |id| {
-            last = Some(id);
-            emit(id);
-        };
-        // In ASCII text every byte is a character.
-        if self.begins_with == Symbols::Bytes || span.is_ascii() {
-            merge::merge_bytes(&self.pairs, &self.vocabulary, span, scratch, emit);
-        } else {
-            merge::merge_characters(&self.pairs, &self.vocabulary, span, scratch, emit);
-        }
-        // No two tokens have the same bytes: if the last id is that of the whole span, it is the only one.
-        if let Some(id) = whole
-            && last == whole
-        {
-            self.vocabulary.confirm(id);
-        }
+    /// Short tokens, for spans that become the token that they are, if [`Self::is_whole`] says so.
+    #[inline(always)]
+    pub(crate) fn tokens(&self) -> &TokenTable {
+        self.vocabulary.short()
     }
 
-    /// Asks for the memory where [`Self::encode_span`] will look for the span with this key.
+    /// Whether a span that is this token becomes this token, as far as it is known.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, key: Key) {
-        self.vocabulary.prefetch(key);
+    pub(crate) fn is_whole(&self, id: u32) -> bool {
+        self.whole_tokens_first || self.vocabulary.is_confirmed(id)
+    }
+
+    /// The id of a span that is known to become a single one.
+    pub(crate) fn whole(&self, span: &[u8]) -> Option<u32> {
+        self.vocabulary.id(span).filter(|id| self.is_whole(*id))
+    }
+
+    /// Hands the ids of one span to `emit`, in order.
+    pub(crate) fn encode_span(&self, span: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        if let Some(id) = self.whole(span) {
+            ids.push(id);
+            return;
+        }
+        let start = ids.len();
+        let push = |id| ids.push(id);
+        if self.is_of_bytes(span) {
+            merge::merge_bytes(&self.pairs, &self.vocabulary, span, scratch, push);
+        } else {
+            merge::merge_characters(&self.pairs, &self.vocabulary, span, scratch, push);
+        }
+        self.learn(&ids[start..]);
+    }
+
+    /// Merges up to [`ABREAST`] spans that are each no longer than [`FEW`] bytes and not known to be [`Self::whole`];
+    /// hands the place of each among them and its ids to `emit`, in order.
+    pub(crate) fn encode_abreast<'s>(
+        &self,
+        spans: impl Iterator<Item = &'s [u8]>,
+        scratch: &mut Scratch,
+        mut emit: impl FnMut(usize, &[u32]),
+    ) {
+        let mut ids = [0; FEW];
+        let begin = |few: &mut Few, span: &[u8]| {
+            if self.is_of_bytes(span) {
+                few.begin(&self.pairs, &self.vocabulary, span);
+            } else {
+                few.begin_characters(&self.pairs, &self.vocabulary, span);
+            }
+        };
+        merge::merge_abreast(&self.pairs, spans, begin, scratch, |place, few| {
+            let mut count = 0;
+            for (slot, id) in ids.iter_mut().zip(few.ids()) {
+                *slot = id;
+                count += 1;
+            }
+            self.learn(&ids[..count]);
+            emit(place, &ids[..count]);
+        });
+    }
+
+    /// Whether merging the span begins with its bytes; in ASCII text every byte is a character.
+    fn is_of_bytes(&self, span: &[u8]) -> bool {
+        self.begins_with == Symbols::Bytes || span.is_ascii()
+    }
+
+    /// Notes what merging a span gave: a single id is the token that the span is, since no two have the same bytes.
+    fn learn(&self, ids: &[u32]) {
+        if let [id] = *ids {
+            self.vocabulary.confirm(id);
+        }
     }
 
     /// Length in bytes of the token `id`, 0 if there is none.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::vocabulary::ID_LIMIT;
+use crate::kernels::{Table, prefetch};
 
 /// Bits of an id.
 const ID_BITS: u32 = ID_LIMIT.trailing_zeros();
@@ -14,30 +15,22 @@ const WIDTH: usize = 8;
 /// Odd, so that multiplying modulo a power of two loses nothing; its bits have no pattern.
 const SCRAMBLE: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// In the first value of a bucket: nothing that belongs here lies elsewhere.
-const WHOLE: u32 = 1 << 31;
+/// In the first value of a bucket: some of what belongs here lies elsewhere.
+const SPILLED: u32 = 1 << 31;
 
 /// One cache line. Places are taken from the first on.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Bucket {
+pub(crate) struct Bucket {
     tags: [u32; WIDTH],
-    /// Ranks, counted from 1; 0 where a place is free. Beside the first stands [`WHOLE`].
+    /// Ranks, counted from 1; 0 where a place is free. Beside the first may stand [`SPILLED`].
     values: [u32; WIDTH],
-}
-
-impl Bucket {
-    const EMPTY: Self = {
-        let mut values = [0; WIDTH];
-        values[0] = WHOLE;
-        Self { tags: [0; WIDTH], values }
-    };
 }
 
 /// A table whose buckets hold three merges on average. What finds its bucket full goes to a map of its own: of merges
 /// as they are trained one in a thousand, of merges made to collide all of them, at the cost of a map.
 pub(crate) struct PairTable {
-    buckets: Box<[Bucket]>,
+    buckets: Table<Bucket>,
     /// How far a scrambled key is shifted to give its bucket.
     shift: u32,
     overflow: HashMap<u64, u32>,
@@ -54,11 +47,7 @@ impl PairTable {
     /// A table for about `count` pairs; more are possible, and slower.
     pub(crate) fn with_room(count: usize) -> Self {
         let bits = (count / 3).next_power_of_two().ilog2().clamp(LEAST_BUCKET_BITS, KEY_BITS - ID_BITS);
-        Self {
-            buckets: vec![Bucket::EMPTY; 1 << bits].into_boxed_slice(),
-            shift: KEY_BITS - bits,
-            overflow: HashMap::new(),
-        }
+        Self { buckets: Table::zeroed(1 << bits), shift: KEY_BITS - bits, overflow: HashMap::new() }
     }
 
     /// The scrambled key is as unique as the key: its upper bits are the bucket, the rest is the tag.
@@ -76,12 +65,20 @@ impl PairTable {
         let Place { key, bucket, tag } = self.place(left, right);
         let Some(bucket) = self.buckets.get_mut(bucket) else { return };
         let mut places = bucket.tags.iter_mut().zip(&mut bucket.values);
-        if let Some((held, value)) = places.find(|(held, value)| **value & !WHOLE == 0 || **held == tag) {
+        if let Some((held, value)) = places.find(|(held, value)| **value & !SPILLED == 0 || **held == tag) {
             *held = tag;
-            *value = *value & WHOLE | (rank + 1);
+            *value = *value & SPILLED | (rank + 1);
         } else {
-            bucket.values[0] &= !WHOLE;
+            bucket.values[0] |= SPILLED;
             self.overflow.insert(key, rank);
+        }
+    }
+
+    /// Asks for the memory where [`Self::get`] will look.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, left: u32, right: u32) {
+        if let Some(bucket) = self.buckets.get(self.place(left, right).bucket) {
+            prefetch(bucket);
         }
     }
 
@@ -93,12 +90,12 @@ impl PairTable {
         // At most one place has this tag and a rank. Whether one has cannot be guessed, so there is no branch on it: the
         // only one asks whether the pair is neither here nor certain not to be elsewhere.
         let held = bucket.tags.iter().zip(&bucket.values);
-        let whole = bucket.values[0] & WHOLE;
+        let whole = !bucket.values[0] & SPILLED;
         let found = held.fold(whole, |found, (held, value)| found | if *held == tag { *value } else { 0 });
         if found == 0 {
             return self.overflow.get(&key).copied().unwrap_or(NO_RANK);
         }
-        (found & !WHOLE).wrapping_sub(1)
+        (found & !SPILLED).wrapping_sub(1)
     }
 }
 

@@ -17,16 +17,30 @@ pub(crate) struct Pairs {
     ranks: PairTable,
     /// Rank of each pair of bytes, the left one counting 256, or [`NO_RANK`].
     of_bytes: Box<[u32]>,
-    /// What each rank makes; `None` if ranks are the ids that they make.
-    made: Option<Box<[u32]>>,
+    made: Made,
     /// Where some ranks are worth the same: the first of them, for each rank.
     orders: Option<Box<[u32]>>,
     /// The least rank that is worth the same as another one; [`NO_RANK`] if there is none.
     first_tied: u32,
 }
 
+/// The id that each rank makes.
+enum Made {
+    /// The rank and this, as in most files: no look-up.
+    After(u32),
+    Listed(Box<[u32]>),
+}
+
+impl Made {
+    fn of(ids: Vec<u32>) -> Self {
+        let offset = ids.first().copied().unwrap_or(0);
+        let in_order = ids.iter().zip(offset..).all(|(id, expected)| *id == expected);
+        if in_order { Self::After(offset) } else { Self::Listed(ids.into_boxed_slice()) }
+    }
+}
+
 impl Pairs {
-    fn with_room(count: usize, made: Option<Box<[u32]>>) -> Self {
+    fn with_room(count: usize, made: Made) -> Self {
         let of_bytes = vec![NO_RANK; 1 << 16].into_boxed_slice();
         Self { ranks: PairTable::with_room(count), of_bytes, made, orders: None, first_tied: NO_RANK }
     }
@@ -39,7 +53,7 @@ impl Pairs {
     pub(crate) fn by_rank(tokens: &[(Vec<u8>, u32)], vocabulary: &Vocabulary) -> Self {
         let mut in_order: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|(bytes, _)| bytes.len() > 1).collect();
         in_order.sort_unstable_by_key(|(_, id)| *id);
-        let mut pairs = Self::with_room(in_order.len(), None);
+        let mut pairs = Self::with_room(in_order.len(), Made::After(0));
         let mut scratch = Scratch::default();
         let mut ends = Vec::new();
         for (bytes, id) in in_order {
@@ -95,7 +109,7 @@ impl Pairs {
                 ))
             })?);
         }
-        let mut pairs = Self::with_room(list.len(), Some(made.into_boxed_slice()));
+        let mut pairs = Self::with_room(list.len(), Made::of(made));
         for (rank, &(left, right)) in list.iter().enumerate() {
             pairs.ranks.insert(left, right, rank as u32);
         }
@@ -114,7 +128,7 @@ impl Pairs {
         vocabulary: &Vocabulary,
     ) -> Self {
         let by_id: HashMap<u32, &[u8]> = tokens.iter().map(|(bytes, id)| (*id, bytes.as_slice())).collect();
-        let mut pairs = Self::with_room(list.len() * 2, Some(list.into()));
+        let mut pairs = Self::with_room(list.len() * 2, Made::of(list.to_vec()));
         for (rank, id) in list.iter().enumerate() {
             let bytes = by_id.get(id).copied().unwrap_or_default();
             for cut in 1..bytes.len() {
@@ -148,6 +162,12 @@ impl Pairs {
         self.ranks.get(left, right)
     }
 
+    /// Asks for the memory where [`Self::rank`] will look.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, left: u32, right: u32) {
+        self.ranks.prefetch(left, right);
+    }
+
     /// [`Self::rank`] of two single bytes.
     #[inline(always)]
     pub(crate) fn rank_of_bytes(&self, left: u8, right: u8) -> u32 {
@@ -177,6 +197,9 @@ impl Pairs {
     /// The id that the merge of this rank makes.
     #[inline(always)]
     pub(crate) fn made(&self, rank: u32) -> u32 {
-        self.made.as_ref().map_or(rank, |made| made[rank as usize])
+        match &self.made {
+            Made::After(offset) => rank + offset,
+            Made::Listed(ids) => ids[rank as usize],
+        }
     }
 }

@@ -4,16 +4,21 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::key::{Key, NO_KEY, SHORT, key_of};
+use super::token_table::TokenTable;
 use crate::error::TokenizeError;
-use crate::kernels::prefetch;
 
 /// Ids must stay below this: three numbers of 21 bits make a merge of 8 bytes.
 pub(crate) const ID_LIMIT: u32 = 1 << 21;
 
+/// Stands beside an id in a table of spans: it is the only one.
+const SINGLE: u32 = 1 << 24;
+
 /// Bytes → id, without duplicates, with a token for each single byte.
 pub(crate) struct Vocabulary {
-    /// Tokens that have a key: open addressing, empty slots have the default key, a power of two long.
-    short: Box<[Slot]>,
+    /// Tokens of up to [`TokenTable::LONGEST`] bytes: nearly all.
+    short: TokenTable,
+    /// Longer ones that have a key: open addressing, empty slots have the default key, a power of two long.
+    middling: Box<[Slot]>,
     long: HashMap<Box<[u8]>, u32>,
     /// Id of each single byte.
     byte_ids: [u32; 256],
@@ -35,13 +40,15 @@ fn shown(bytes: &[u8]) -> String {
 
 impl Vocabulary {
     pub(crate) fn new(tokens: &[(Vec<u8>, u32)]) -> Result<Self, TokenizeError> {
-        let slots = (tokens.len() * 4 / 3 + 16).next_power_of_two();
+        let short = tokens.iter().filter(|(bytes, _)| bytes.len() <= TokenTable::LONGEST).count();
+        let slots = ((tokens.len() - short) * 4 / 3 + 16).next_power_of_two();
         let ids = tokens.iter().map(|(_, id)| *id as usize + 1).max().unwrap_or(0);
         if let Some((_, id)) = tokens.iter().find(|(_, id)| *id >= ID_LIMIT) {
             return Err(TokenizeError::IdOutOfRange { id: i64::from(*id), limit: ID_LIMIT - 1 });
         }
         let mut vocabulary = Self {
-            short: vec![Slot { key: Key::default(), id: 0 }; slots].into_boxed_slice(),
+            short: TokenTable::with_room(short),
+            middling: vec![Slot { key: Key::default(), id: 0 }; slots].into_boxed_slice(),
             long: HashMap::new(),
             byte_ids: [0; 256],
             lengths: vec![0; ids].into_boxed_slice(),
@@ -74,12 +81,14 @@ impl Vocabulary {
         }
         *length = bytes.len() as u32;
         let key = key_of(bytes);
-        let before = if key == NO_KEY {
+        let before = if bytes.len() <= TokenTable::LONGEST {
+            self.short.insert(key, SINGLE | id).map(|value| value & !SINGLE)
+        } else if key == NO_KEY {
             self.long.insert(bytes.into(), id)
         } else {
             let place = self.place(key);
-            let before = self.short[place];
-            self.short[place] = Slot { key, id };
+            let before = self.middling[place];
+            self.middling[place] = Slot { key, id };
             (before.key == key).then_some(before.id)
         };
         match before {
@@ -94,20 +103,18 @@ impl Vocabulary {
     /// Slot of the key, or the empty slot where it would go. A quarter of the slots is always empty.
     #[inline(always)]
     fn place(&self, key: Key) -> usize {
-        let last = self.short.len() - 1;
+        let last = self.middling.len() - 1;
         let mut place = key.hash() & last;
-        while self.short[place].key != key && !self.short[place].key.is_empty() {
+        while self.middling[place].key != key && !self.middling[place].key.is_empty() {
             place = (place + 1) & last;
         }
         place
     }
 
-    /// Asks for the memory where the token with this key would be.
+    /// The short tokens, as tables of spans hold them.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, key: Key) {
-        if let Some(slot) = self.short.get(key.hash() & (self.short.len() - 1)) {
-            prefetch(slot);
-        }
+    pub(crate) fn short(&self) -> &TokenTable {
+        &self.short
     }
 
     /// Id of the token with these bytes.
@@ -116,7 +123,11 @@ impl Vocabulary {
         if bytes.len() > SHORT {
             return self.long.get(bytes).copied();
         }
-        let slot = &self.short[self.place(key_of(bytes))];
+        if bytes.len() <= TokenTable::LONGEST {
+            let value = self.short.get(key_of(bytes));
+            return (value != 0).then_some(value & !SINGLE);
+        }
+        let slot = &self.middling[self.place(key_of(bytes))];
         (!slot.key.is_empty()).then_some(slot.id)
     }
 

@@ -13,11 +13,13 @@ pub(crate) const PART: usize = u64::BITS as usize;
 pub(crate) struct Looked {
     /// Spans that are left to the tables below, a bit each.
     pub(crate) unknown: u64,
+    /// Those among them that are known to be more than one id.
+    pub(crate) several: u64,
     /// Ids of the others.
     pub(crate) count: usize,
 }
 
-/// Writes the key of each span, and the value that the table has for it; spans lie between neighbours of `bounds`, of
+/// Writes the key of each span, and the value that the table has for it, then zeros; spans lie between neighbours of `bounds`, of
 /// which the first [`PART`] and one count. Where `IDS`, a span is known only if it is a single id, which the value
 /// then holds; otherwise its number of ids is enough.
 #[inline(always)]
@@ -50,8 +52,7 @@ pub(crate) fn look_with<const IDS: bool>(
 }
 
 /// How many ids a span is known to have, by its value; 0 if it is not known well enough.
-#[inline(always)]
-pub(super) fn known<const IDS: bool>(value: u32) -> u32 {
+fn known<const IDS: bool>(value: u32) -> u32 {
     let count = value >> 24;
     if IDS { u32::from(count == 1) } else { count }
 }
@@ -64,6 +65,7 @@ fn portable<const IDS: bool>(
     values: &mut [u32; PART],
 ) -> Looked {
     let mut looked = Looked::default();
+    values.fill(0);
     let slots = keys.iter_mut().zip(values);
     for (place, ((key, value), pair)) in slots.zip(bounds.windows(2)).enumerate() {
         *key = key_at(text, pair[0], pair[1]);
@@ -71,6 +73,7 @@ fn portable<const IDS: bool>(
         let known = known::<IDS>(*value);
         looked.count += known as usize;
         looked.unknown |= u64::from(known == 0) << place;
+        looked.several |= u64::from(known == 0 && *value != 0) << place;
     }
     looked
 }

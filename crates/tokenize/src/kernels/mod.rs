@@ -1,7 +1,9 @@
-//! What depends on the processor: classifying 64 bytes at a time, and asking for memory ahead of use.
+//! What depends on the processor or on memory: classifying 64 bytes at a time, asking for memory ahead of use, tables
+//! in huge pages, ids written without a branch.
 //!
 //! The portable tier is the specification; the tests hold the others against it.
 
+mod append;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod look;
@@ -9,12 +11,15 @@ mod look;
 mod look_avx2;
 mod portable;
 mod prefetch;
+mod table;
 
 use crate::pretokenize::block::{self, Starts};
 use crate::pretokenize::grammar::Grammar;
+pub(crate) use append::{HELD, append_held};
 use infer_accel_tensor::simd::{Tier, tier};
 pub(crate) use look::{PART, look};
 pub(crate) use prefetch::prefetch;
+pub(crate) use table::Table;
 
 /// Bytes that are classified together.
 pub(crate) const BLOCK: usize = 64;
