@@ -6,11 +6,13 @@ import copy
 import json
 import random
 import sys
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.tokenize.languages import LANGUAGES
+from tests.tokenize.random_texts import random_text
 
+from infer_accel._reference.tokenize.patterns import PRESETS
 from infer_accel.bench import data
 from infer_accel.tokenize import Tokenizer
 
@@ -24,6 +26,15 @@ LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
+#: What DeepSeek V3 and V4 cut by, one after the other.
+DEEPSEEK_SPLITS = [
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    (
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
+        " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+    ),
+]
 SPECIAL = ["<|begin|>", "<|end|>", "<|im_start|>", "<|im_start|>x"]
 
 ADVERSARIAL = [
@@ -55,20 +66,10 @@ ADVERSARIAL = [
     "Ġthe Ċ <0x0A> ▁a",
     "http://example.org/a?b=c&d=%20#e",
     "def f(x):\n    return x  # äöü\n\n\n",
+    "a  12 b   345678\n 9. 12漢字  カタカナ・テスト　ひらがな、  東京2020年！foo.barü .x\u0301y _éa",
+    "१२३४ ٣٤٥  Ⅻ½ x²  \U00011de0\U00011de1 7",
+    "\0\0a\x01 b\u0378\ue000c \u3040\u3041\u3099゛ \u301a \U0010ffff",
 ]  # fmt: skip
-
-
-def random_text(generator: random.Random, length: int) -> str:
-    """Return characters from anywhere in Unicode that this interpreter knows, surrogates left out."""
-    parts: list[str] = []
-    while len(parts) < length:
-        code = generator.choice(
-            [generator.randrange(0x250), generator.randrange(0x3000), generator.randrange(0x110000)]
-        )
-        character = chr(code)
-        if unicodedata.category(character) not in {"Cs", "Cn"}:
-            parts.append(character * generator.choice([1, 1, 1, 2, 5]))
-    return "".join(parts)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +80,8 @@ def texts() -> list[str]:
     cut = [english[at : at + 700] for at in range(0, 60_000, 1500)]
     cut += [code[at : at + 900] for at in range(0, 60_000, 1500)]
     made = [random_text(generator, generator.randrange(1, 60)) for _ in range(400)]
-    return [*ADVERSARIAL, data.multilingual(), *data.multilingual().splitlines(), *cut, *made]
+    spoken = [*LANGUAGES.values(), *data.multilingual().splitlines(), data.multilingual()]
+    return [*ADVERSARIAL, *spoken, *cut, *made]
 
 
 @pytest.fixture(scope="session")
@@ -145,10 +147,21 @@ def _template(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+def _step(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def _after(*steps: dict[str, Any], **changes: bool) -> dict[str, Any]:
+    """Put the byte-level step, with GPT-2's pattern unless told otherwise, after others."""
+    options = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True} | changes
+    return {"type": "Sequence", "pretokenizers": [*steps, {"type": "ByteLevel", **options}]}
+
+
 def _split(pattern: str) -> dict[str, Any]:
-    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, bytes_only]}
+    return _after(_step(pattern), use_regex=False)
 
 
 def _flags(document: dict[str, Any], **flags: bool) -> None:
@@ -211,16 +224,22 @@ VARIANTS: dict[str, tuple[Callable[[dict[str, Any]], object], bool]] = {
         lambda d: d.update(padding=_padding("Left", {"Fixed": 12}, 5), truncation=_truncation("Right")),
         True,
     ),
-    "nfkc": (lambda d: d.update(normalizer={"type": "NFKC"}), False),
-    "digits": (
-        lambda d: d.update(
-            pre_tokenizer={
-                "type": "Sequence",
-                "pretokenizers": [{"type": "Digits", "individual_digits": True}, d["pre_tokenizer"]],
-            }
-        ),
+    "digits": (lambda d: d.update(pre_tokenizer=_after(_DIGITS)), True),
+    "digits_and_space": (lambda d: d.update(pre_tokenizer=_after(_DIGITS, add_prefix_space=True)), False),
+    "runs_of_digits": (
+        lambda d: d.update(pre_tokenizer=_after({**_DIGITS, "individual_digits": False})),
         False,
     ),
+    "deepseek_split": (
+        lambda d: d.update(pre_tokenizer=_after(*map(_step, DEEPSEEK_SPLITS), use_regex=False)),
+        True,
+    ),
+    "two_of_deepseek_s_splits": (
+        lambda d: d.update(pre_tokenizer=_after(*map(_step, DEEPSEEK_SPLITS[:2]), use_regex=False)),
+        False,
+    ),
+    "qwen3.5_split": (lambda d: d.update(pre_tokenizer=_split(PRESETS["qwen3.5"])), True),
+    "nfkc": (lambda d: d.update(normalizer={"type": "NFKC"}), False),
     "other_split": (lambda d: d.update(pre_tokenizer=_split(r"[a-z]+|[^a-z]")), False),
     "no_decoder": (lambda d: d.update(decoder=None), False),
     "composed_tokens": (_composed_tokens, False),

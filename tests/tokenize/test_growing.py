@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import threading
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,15 @@ TEXTS = st.lists(PIECES, max_size=30).map("".join)
 def families() -> list[Tokenizer]:
     """Return the production vocabularies that are installed."""
     found = [data.find_family(name) for name in data.FAMILIES]
-    return [Tokenizer.from_file(family.tokenizer_json) for family in found if family is not None]
+    # From ranks where there are some: those of Qwen come without the normalization of its tokenizer.json.
+    loaded = [
+        Tokenizer.from_file(family.tokenizer_json)
+        if (ranks := family.ranks) is None
+        else Tokenizer.from_tiktoken(ranks.path, pattern=ranks.pattern, special_tokens=ranks.special_tokens)
+        for family in found
+        if family is not None
+    ]
+    return [tokenizer for tokenizer in loaded if tokenizer.is_native]
 
 
 # Sessions ---------------------------------------------------------------------------------------------------
@@ -218,9 +227,13 @@ def test_steps_are_those_of_decode_stream(variant: tuple[Path, bool], some_texts
         shown, expected = [stream.step(number) for number in ids], []
         for number in ids:
             expected.append(rival.step(theirs, number) or "")
-        # Theirs holds back a U+FFFD that the text itself has, until something else follows.
-        if "\ufffd" not in theirs.decode(ids):
-            assert shown == expected, text
+        # Theirs holds everything back while its text ends in U+FFFD: one that the text itself has, or a beginning of a
+        # character, with what the same token has before it.
+        for at, pair in enumerate(zip(accumulate(shown), accumulate(expected), strict=True)):
+            if "\ufffd" in theirs.decode(ids[:at]).rstrip("\ufffd"):
+                break
+            assert pair[0] == pair[1] or theirs.decode(ids[: at + 1]).endswith("\ufffd"), text
+            assert pair[0].startswith(pair[1])
         assert "".join(shown) + stream.finish() == ours.decode(ids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import pickle
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def test_eight_threads_share_a_tokenizer(small: Tokenizer, texts: list[str]) -> None:
+def test_sixteen_threads_share_a_tokenizer(small: Tokenizer, texts: list[str]) -> None:
     expected = [small.encode_list(text) for text in texts]
-    start = threading.Barrier(8)
+    start = threading.Barrier(16)
 
     def work(offset: int) -> bool:
         start.wait()
@@ -35,8 +36,25 @@ def test_eight_threads_share_a_tokenizer(small: Tokenizer, texts: list[str]) -> 
         rotated = expected[offset:] + expected[:offset]
         return alone == together == rotated and counts == [len(ids) for ids in rotated] and decoded == order
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(0, 80, 10)))
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(work, range(0, 160, 10)))
+
+
+def test_a_server_counts_on_the_thread_of_its_event_loop(small: Tokenizer, texts: list[str]) -> None:
+    expected = [small.count(text) for text in texts]
+
+    async def request(number: int) -> bool:
+        await asyncio.sleep(0)
+        counted = small.count(texts[number])
+        await asyncio.sleep(0)
+        # What takes longer goes to another thread, where it must not hold up those on this one.
+        batch = await asyncio.to_thread(small.count_batch, texts[number : number + 5], num_threads=2)
+        return counted == expected[number] and batch.tolist() == expected[number : number + 5]
+
+    async def serve() -> list[bool]:
+        return await asyncio.gather(*map(request, range(0, len(texts), 3)))
+
+    assert all(asyncio.run(serve()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -17,6 +17,8 @@ from pathlib import Path
 import tiktoken
 from tokenizers import Regex, pre_tokenizers
 
+# What `Digits` of tokenizers takes for a number beside `\p{N}`: its compiler's tables are newer than its regex engine's.
+LATER_NUMBER = 9
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 # The order is the numbering of `Class` in src/pretokenize/classes.rs; 0 is everything else.
 PATTERNS = [r"[\p{Lu}\p{Lt}]", r"\p{Ll}", r"[\p{Lm}\p{Lo}]", r"\p{M}", r"\p{N}", r"\s", r"\p{P}", r"\p{S}"]
@@ -37,6 +39,12 @@ def members_by_tokenizers(pattern: str) -> set[int]:
     return set(CODE_POINTS) - {ord(character) for piece, _ in kept for character in piece}
 
 
+def members_by_digits() -> set[int]:
+    """Code points that `Digits` cuts out of text in tokenizers."""
+    pieces = pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str("".join(f"a{chr(c)}" for c in CODE_POINTS))
+    return {ord(piece) for piece, _ in pieces if len(piece) == 1 and piece != "a"}
+
+
 def build_table() -> bytes:
     """Return the two-stage table, after both references agreed on every class of every code point."""
     classes = bytearray(0x110000)
@@ -49,6 +57,10 @@ def build_table() -> bytes:
             if classes[code_point]:
                 raise SystemExit(f"{code_point:#x} is in two classes: {classes[code_point]} and {number}")
             classes[code_point] = number
+    for code_point in members_by_digits():
+        if classes[code_point] not in {0, PATTERNS.index(r"\p{N}") + 1}:
+            raise SystemExit(f"{code_point:#x} is a number only to Digits, and of class {classes[code_point]}")
+        classes[code_point] = classes[code_point] or LATER_NUMBER
     blocks: dict[bytes, int] = {}
     index = bytearray()
     for start in range(0, 0x110000, 128):

@@ -116,7 +116,7 @@ class Tokenizer(Encodes, Counts, Decodes):
         pattern
             The regular expression that cuts text into pieces (tiktoken's ``pat_str``), or the name of a
             well-known one: ``"gpt2"``, ``"cl100k"``, ``"o200k"``, ``"llama3"``, ``"qwen2"``,
-            ``"tekken"``. Well-known
+            ``"qwen3.5"``, ``"tekken"``. Well-known
             patterns run on scanners of their own, others on a regex engine.
         special_tokens
             Contents and ids of special tokens.

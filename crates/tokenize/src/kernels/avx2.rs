@@ -38,6 +38,7 @@ impl Lanes for Avx2 {
             blank: join(low, high, |v| equal(v, b' ')),
             apostrophe: join(low, high, |v| equal(v, b'\'')),
             slash: join(low, high, |v| equal(v, b'/')),
+            control: join(low, high, |v| (in_range(v, 0, 0x1f) & !in_range(v, b'\t', 4)) | equal(v, 0x7f)),
             non_ascii: join(low, high, signs),
         }
     }

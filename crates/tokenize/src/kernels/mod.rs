@@ -37,7 +37,17 @@ pub(crate) struct Masks {
     pub(crate) blank: u64,
     pub(crate) apostrophe: u64,
     pub(crate) slash: u64,
+    /// What is neither printed nor white space.
+    pub(crate) control: u64,
     pub(crate) non_ascii: u64,
+}
+
+impl Masks {
+    /// The bytes of ASCII that are no letter, number, white space or control character.
+    #[inline(always)]
+    pub(crate) fn symbols(&self) -> u64 {
+        !(self.upper | self.lower | self.number | self.space | self.control | self.non_ascii)
+    }
 }
 
 /// The operations of a tier.

@@ -19,6 +19,7 @@ impl Lanes for Portable {
             masks.blank |= bit(*byte == b' ');
             masks.apostrophe |= bit(*byte == b'\'');
             masks.slash |= bit(*byte == b'/');
+            masks.control |= bit(byte.is_ascii_control() && !matches!(byte, b'\t'..=b'\r'));
             masks.non_ascii |= bit(!byte.is_ascii());
         }
         masks

@@ -18,7 +18,7 @@ use crate::limits::{Limits, Padding, Truncation};
 use crate::load::bpe_model::{BpeModel, ResolvedModel, Writing};
 use crate::load::{byte_level, spaced, tekken};
 use crate::native::{NativePipeline, Normalization};
-use crate::pretokenize::{Joins, Pretokenizer};
+use crate::pretokenize::{Joins, Pretokenizer, Step};
 use crate::spacing::{Runs, Spacing, Strip};
 use crate::special::AddedToken;
 use crate::tokenizer::{Pipeline, Tokenizer};
@@ -105,12 +105,8 @@ fn native(
     let Some(added) = added_tokens(&vocabulary, sections.added_tokens.as_deref(), normalization)? else {
         return Ok(None);
     };
-    let pretokenizer = match &split.pattern {
-        None => Pretokenizer::preset("gpt2"),
-        // Of other patterns the reference's engine may have a different view.
-        Some(pattern) => Pretokenizer::from_pattern(pattern).ok().filter(Pretokenizer::is_known),
-    };
-    let Some(pretokenizer) = pretokenizer else { return Ok(None) };
+    // Of other patterns the reference's engine may have a different view.
+    let Some(pretokenizer) = Pretokenizer::from_steps(&split.steps) else { return Ok(None) };
     let table = Vocabulary::new(entries(&vocabulary, &added, Writing::ByteLevel))?;
     let encoder = BytePairEncoder::new(pretokenizer, parts)?;
     let pipeline = NativePipeline::new(encoder, added, frame)?
@@ -169,39 +165,44 @@ fn normalization(section: Option<&Value>) -> Option<Normalization> {
     }
 }
 
-/// How a native pipeline cuts text; `pattern` is GPT-2's where the file leaves it to the byte-level step.
-struct Split {
-    pattern: Option<String>,
+/// How a native pipeline cuts text, before bytes take the place of characters.
+struct Split<'f> {
+    steps: Vec<Step<'f>>,
     prefix_space: bool,
 }
 
-fn split(section: Option<&Value>) -> Option<Split> {
+fn split(section: Option<&Value>) -> Option<Split<'_>> {
     let section = section?;
-    match kind(section)? {
-        "ByteLevel" => byte_level_split(section),
-        "Sequence" => match section.get("pretokenizers")?.as_array()?.as_slice() {
-            [only] if kind(only) == Some("ByteLevel") => byte_level_split(only),
-            [split, bytes] if kind(split) == Some("Split") && kind(bytes) == Some("ByteLevel") => {
-                // A prefix space would be put before every piece, and GPT-2's pattern would cut each again.
-                let plain = bytes.get("add_prefix_space")?.as_bool() == Some(false)
-                    && bytes.get("use_regex").and_then(Value::as_bool) == Some(false)
-                    && bytes.get("trim_offsets").is_some_and(Value::is_boolean);
-                let pattern = split.get("pattern")?.get("Regex")?.as_str()?;
-                let isolated = split.get("behavior")?.as_str() == Some("Isolated")
-                    && split.get("invert")?.as_bool() == Some(false);
-                (plain && isolated).then(|| Split { pattern: Some(pattern.to_owned()), prefix_space: false })
-            }
-            _ => None,
-        },
-        _ => None,
+    let sections = match kind(section)? {
+        "Sequence" => section.get("pretokenizers")?.as_array()?.as_slice(),
+        _ => std::slice::from_ref(section),
+    };
+    let (bytes, before) = sections.split_last()?;
+    if kind(bytes)? != "ByteLevel" || !bytes.get("trim_offsets")?.is_boolean() {
+        return None;
     }
+    let mut steps = before.iter().map(step).collect::<Option<Vec<_>>>()?;
+    match bytes.get("use_regex").map(Value::as_bool) {
+        None | Some(Some(true)) => steps.push(Step::Gpt2),
+        Some(Some(false)) => {}
+        Some(None) => return None,
+    }
+    // A prefix space would be put before every piece of the steps before.
+    let prefix_space = bytes.get("add_prefix_space")?.as_bool()?;
+    (before.is_empty() || !prefix_space).then_some(Split { steps, prefix_space })
 }
 
-fn byte_level_split(section: &Value) -> Option<Split> {
-    let prefix_space = section.get("add_prefix_space")?.as_bool()?;
-    let uses_pattern = section.get("use_regex").is_none_or(|value| value.as_bool() == Some(true));
-    let valid = section.get("trim_offsets").is_some_and(Value::is_boolean);
-    (uses_pattern && valid).then_some(Split { pattern: None, prefix_space })
+fn step(section: &Value) -> Option<Step<'_>> {
+    match kind(section)? {
+        "Split" => {
+            let isolated = section.get("behavior")?.as_str() == Some("Isolated")
+                && section.get("invert")?.as_bool() == Some(false);
+            let pattern = section.get("pattern")?.get("Regex")?.as_str()?;
+            isolated.then_some(Step::Split(pattern))
+        }
+        "Digits" if section.get("individual_digits")?.as_bool()? => Some(Step::Digits),
+        _ => None,
+    }
 }
 
 fn is_byte_level(decoder: Option<&Value>) -> bool {

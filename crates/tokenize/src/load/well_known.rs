@@ -1,7 +1,7 @@
 //! Rank files that are published without a pattern, recognised by the SHA-256 of their content.
 //!
 //! The digests, patterns and special tokens are those of their publishers: tiktoken's `openai_public.py`, Meta's
-//! Llama 3 `tokenizer.py`, Qwen's `tokenization_qwen.py`.
+//! Llama 3 and 4 `tokenizer.py`, Qwen's `tokenization_qwen.py`.
 
 use sha2::{Digest, Sha256};
 
@@ -16,6 +16,7 @@ pub(super) struct WellKnown {
 enum Special {
     Listed(&'static [(&'static str, u32)]),
     Llama3,
+    Llama4,
     Qwen,
 }
 
@@ -27,7 +28,7 @@ const QWEN_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L
 
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-const WELL_KNOWN: [WellKnown; 6] = [
+const WELL_KNOWN: [WellKnown; 7] = [
     WellKnown {
         // r50k_base, GPT-2's
         digest: "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
@@ -70,6 +71,13 @@ const WELL_KNOWN: [WellKnown; 6] = [
         eos: Some("<|end_of_text|>"),
     },
     WellKnown {
+        // Llama 4's tokenizer.model
+        digest: "d0bdbaf59b0762c8c807617e2d8ea51420eb1b1de266df2495be755c8e0ed6ed",
+        pattern: O200K_PATTERN,
+        special: Special::Llama4,
+        eos: Some("<|end_of_text|>"),
+    },
+    WellKnown {
         // qwen.tiktoken
         digest: "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186",
         pattern: QWEN_PATTERN,
@@ -97,6 +105,7 @@ impl WellKnown {
                 list.iter().map(|&(content, id)| (content.to_owned(), i64::from(id))).collect()
             }
             Special::Llama3 => numbered(128_000, llama3_special_tokens()),
+            Special::Llama4 => numbered(200_000, llama4_special_tokens()),
             Special::Qwen => numbered(151_643, qwen_special_tokens()),
         }
     }
@@ -115,6 +124,50 @@ fn llama3_special_tokens() -> impl Iterator<Item = String> {
         .chain(["<|start_header_id|>", "<|end_header_id|>"].map(str::to_owned))
         .chain([reserved(4), "<|eot_id|>".to_owned()])
         .chain((5..251).map(reserved))
+}
+
+/// 2048 of them: named ones, those reserved for a purpose among them, and the rest.
+fn llama4_special_tokens() -> impl Iterator<Item = String> {
+    const TEXT: [&str; 10] = [
+        "begin_of_text",
+        "end_of_text",
+        "fim_prefix",
+        "fim_middle",
+        "fim_suffix",
+        "header_start",
+        "header_end",
+        "eom",
+        "eot",
+        "step",
+    ];
+    const VISION: [&str; 13] = [
+        "image_start",
+        "image_end",
+        "vision_reserved_special_token_0",
+        "vision_reserved_special_token_1",
+        "tile_x_separator",
+        "tile_y_separator",
+        "vision_reserved_special_token_2",
+        "vision_reserved_special_token_3",
+        "vision_reserved_special_token_4",
+        "vision_reserved_special_token_5",
+        "image",
+        "vision_reserved_special_token_6",
+        "patch",
+    ];
+    let named = |names: &'static [&'static str]| names.iter().map(|&name| name.to_owned());
+    let reserved = |purpose: &'static str, numbers: std::ops::Range<u32>| {
+        numbers.map(move |number| format!("{purpose}reserved_special_token_{number}"))
+    };
+    let text = named(&TEXT)
+        .chain(reserved("text_post_train_", 0..6))
+        .chain(named(&["python_start", "python_end", "finetune_right_pad"]))
+        .chain(reserved("text_post_train_", 8..69));
+    let vision = named(&VISION).chain(reserved("vision_", 7..1048));
+    let reasoning =
+        reserved("reasoning_", 0..8).chain(named(&["reasoning_thinking_start", "reasoning_thinking_end"]));
+    let rest = reserved("", 0..904);
+    text.chain(vision).chain(reasoning).chain(rest).map(|name| format!("<|{name}|>"))
 }
 
 fn qwen_special_tokens() -> impl Iterator<Item = String> {
@@ -142,6 +195,11 @@ mod tests {
         assert_eq!(llama.len(), 256);
         assert_eq!(llama[9], ("<|eot_id|>".to_owned(), 128_009));
         assert_eq!(llama[255], ("<|reserved_special_token_250|>".to_owned(), 128_255));
+        let llama: Vec<_> = numbered(200_000, llama4_special_tokens());
+        assert_eq!(llama.len(), 2048);
+        assert_eq!(llama[8], ("<|eot|>".to_owned(), 200_008));
+        assert_eq!(llama[80], ("<|image_start|>".to_owned(), 200_080));
+        assert_eq!(llama[2047], ("<|reserved_special_token_903|>".to_owned(), 202_047));
         let qwen = numbered(151_643, qwen_special_tokens());
         assert_eq!(qwen.last(), Some(&("<|extra_204|>".to_owned(), 151_850)));
     }

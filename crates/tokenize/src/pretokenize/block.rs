@@ -6,7 +6,7 @@
 //! positions. The last span of a block is left for the next block, since its end may lie beyond. Whatever the rules
 //! cannot decide within a block is left to the scalar scanner.
 
-use super::classes::{CASELESS, LETTER, LOWER, MARK, NUMBER, SPACE, UPPER, character_at};
+use super::classes::{CASELESS, LOWER, MARK, PUNCTUATION, SPACE, SYMBOL, UPPER, character_at, is_ideograph};
 use super::grammar::{Grammar, Words};
 use super::rules::{Characters, certain_starts};
 use super::scalar;
@@ -168,7 +168,7 @@ fn contractions<G: Grammar>(tail: &[u8], mut apostrophes: u64, valid: u64) -> ([
 /// [`certain_starts`] for a block with characters beyond ASCII.
 #[inline(always)]
 fn mixed_starts<G: Grammar, K: Lanes>(tail: &[u8], masks: &Masks, contractions: [u64; 2], valid: u64) -> u64 {
-    let mut by_class = [0_u64; 16];
+    let (mut by_class, mut ideographs) = ([0_u64; 16], 0);
     let (mut firsts, mut valid) = (!masks.non_ascii, valid);
     let mut left = masks.non_ascii & valid;
     while left != 0 {
@@ -180,6 +180,9 @@ fn mixed_starts<G: Grammar, K: Lanes>(tail: &[u8], masks: &Masks, contractions: 
             break;
         }
         by_class[character.class.trailing_zeros() as usize & 15] |= 1 << place;
+        if G::WORDS == Words::AfterPunctuation && is_ideograph(tail, place) {
+            ideographs |= 1 << place;
+        }
         firsts |= 1 << place;
         left &= (u64::MAX << place) << (character.width - 1) << 1;
     }
@@ -196,14 +199,18 @@ fn mixed_starts<G: Grammar, K: Lanes>(tail: &[u8], masks: &Masks, contractions: 
     let places = firsts & valid;
     let squeeze = |mask: u64| K::gather_bits(mask, places);
     let starts = certain_starts::<G>(&Characters {
-        letter: squeeze(masks.upper | masks.lower | members(LETTER)),
+        letter: squeeze(masks.upper | masks.lower | members(G::LETTERS)),
         upper: squeeze(upper),
         lower: squeeze(masks.lower | members(LOWER)),
-        number: squeeze(masks.number | members(NUMBER)),
+        number: squeeze(masks.number | members(G::NUMBERS)),
         space: squeeze(masks.space | members(SPACE)),
         line_break: squeeze(masks.line_break),
         blank: squeeze(masks.blank),
         slash: squeeze(masks.slash),
+        symbol: squeeze(masks.symbols() | members(PUNCTUATION | SYMBOL)),
+        ascii_letter: squeeze(masks.upper | masks.lower),
+        ascii_symbol: squeeze(masks.symbols()),
+        ideograph: squeeze(ideographs),
         contractions: contractions.map(squeeze),
         valid: squeeze(u64::MAX),
     });

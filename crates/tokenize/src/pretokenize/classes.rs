@@ -17,10 +17,12 @@ pub(crate) const NUMBER: ClassSet = 1 << 5;
 pub(crate) const SPACE: ClassSet = 1 << 6;
 pub(crate) const PUNCTUATION: ClassSet = 1 << 7;
 pub(crate) const SYMBOL: ClassSet = 1 << 8;
+/// Numbers of Unicode 17, which only the step `Digits` of `tokenizers` knows: its tables are its compiler's.
+pub(crate) const LATER_NUMBER: ClassSet = 1 << 9;
 
 pub(crate) const LETTER: ClassSet = UPPER | LOWER | CASELESS;
-/// `[^\s\p{L}\p{N}]`
-pub(crate) const NEITHER: ClassSet = OTHER | MARK | PUNCTUATION | SYMBOL;
+/// Every class.
+pub(crate) const ANY: ClassSet = (1 << 10) - 1;
 
 const BLOCK: usize = 128;
 const BLOCKS_START: usize = 0x11_0000 / BLOCK;
@@ -65,6 +67,15 @@ pub(crate) fn character_at(text: &[u8], at: usize) -> Option<Character> {
         _ => ((first & 0x07) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3), 4),
     };
     Some(Character { class: class_of(code_point), width: width.min(text.len() - at) })
+}
+
+/// Whether the character at `at` is a Han character or a kana as `DeepSeek`'s pattern has them: `[一-龥぀-ゟ゠-ヿ]`.
+#[inline(always)]
+pub(crate) fn is_ideograph(text: &[u8], at: usize) -> bool {
+    let Some(&[first, second, third]) = text.get(at..).and_then(<[u8]>::first_chunk) else { return false };
+    // All of them take three bytes, whose order is that of the code points.
+    let bytes = u32::from_be_bytes([0, first, second, third]);
+    matches!(bytes, 0xe3_8180..=0xe3_83bf | 0xe4_b880..=0xe9_bea5)
 }
 
 /// End of the run of characters of `set` that starts at `at`.

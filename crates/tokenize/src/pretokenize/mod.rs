@@ -21,7 +21,7 @@ use crate::error::TokenizeError;
 use crate::kernels;
 use block::Starts;
 use generic::GenericPattern;
-use grammar::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Tekken};
+use grammar::{Cl100k, DeepSeek, Gpt2, Gpt2Digits, Llama3, O200k, Qwen2, Qwen35, Tekken};
 pub(crate) use joins::Joins;
 use known::Known;
 
@@ -33,6 +33,17 @@ pub enum Unmatched {
     Keep,
     /// It is left out, as in tiktoken.
     Drop,
+}
+
+/// One of the steps by which a `tokenizer.json` cuts text, each applied to what the one before has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<'p> {
+    /// By a pattern, what lies between its matches kept (`Split` with behaviour `Isolated`).
+    Split(&'p str),
+    /// Every number a piece of its own (`Digits` with `individual_digits`).
+    Digits,
+    /// By GPT-2's pattern (`ByteLevel` with `use_regex`).
+    Gpt2,
 }
 
 /// Splits text into spans. Cheap to clone; one instance serves any number of threads.
@@ -58,7 +69,7 @@ enum Engine {
 
 impl Pretokenizer {
     /// A pretokenizer for `pattern`: a scanner where the pattern is a known one (GPT-2, cl100k and Llama 3, o200k,
-    /// Qwen 2 and 3, Mistral's tekken, each in its usual spellings), the regex engine otherwise. Unmatched text is kept; see
+    /// Qwen 2, 3 and 3.5, Mistral's tekken, each in its usual spellings), the regex engine otherwise. Unmatched text is kept; see
     /// [`Self::with_unmatched`].
     ///
     /// The syntax is that of `fancy-regex`, which is what tiktoken uses. Oniguruma, which `tokenizers` uses, gives
@@ -72,9 +83,22 @@ impl Pretokenizer {
         Ok(Self { engine, unmatched: Unmatched::Keep })
     }
 
-    /// One of `gpt2`, `cl100k`, `llama3`, `qwen2`, `o200k`, `tekken`.
+    /// A pretokenizer for the steps of a `tokenizer.json`; `None` where no scanner of ours serves them: the patterns of
+    /// [`Self::from_pattern`], GPT-2's after [`Step::Digits`], and the three splits of `DeepSeek`.
+    pub fn from_steps(steps: &[Step<'_>]) -> Option<Self> {
+        let known = Known::from_steps(steps)?;
+        Some(Self { engine: Engine::Known(known), unmatched: Unmatched::Keep })
+    }
+
+    /// Every sequence of steps that has a scanner, by name and in its best-known spelling.
+    pub fn all_steps() -> impl Iterator<Item = (&'static str, &'static [Step<'static>])> {
+        Known::ALL.into_iter().map(|known| (known.name(), known.steps()))
+    }
+
+    /// One of `gpt2`, `cl100k`, `llama3`, `qwen2`, `qwen3.5`, `o200k`, `tekken`.
     pub fn preset(name: &str) -> Option<Self> {
-        let known = Known::ALL.into_iter().find(|known| known.name() == name)?;
+        let presets = Known::ALL.into_iter().filter(|known| known.pattern().is_some());
+        let known = presets.into_iter().find(|known| known.name() == name)?;
         Some(Self { engine: Engine::Known(known), unmatched: Unmatched::Keep })
     }
 
@@ -96,7 +120,7 @@ impl Pretokenizer {
 
     /// The pattern of a preset in its best-known spelling.
     pub fn preset_pattern(name: &str) -> Option<&'static str> {
-        Known::ALL.into_iter().find(|known| known.name() == name).map(Known::pattern)
+        Known::ALL.into_iter().find(|known| known.name() == name).and_then(Known::pattern)
     }
 
     /// Calls `f` with each span, in order. O(length) for the known patterns.
@@ -146,11 +170,14 @@ impl Pretokenizer {
         };
         let decide = match decide {
             Known::Gpt2 => cuts::is_cut::<Gpt2>,
+            Known::Gpt2Digits => cuts::is_cut::<Gpt2Digits>,
             Known::Cl100k => cuts::is_cut::<Cl100k>,
             Known::Llama3 => cuts::is_cut::<Llama3>,
             Known::Qwen2 => cuts::is_cut::<Qwen2>,
+            Known::Qwen35 => cuts::is_cut::<Qwen35>,
             Known::O200k => cuts::is_cut::<O200k>,
             Known::Tekken => cuts::is_cut::<Tekken>,
+            Known::DeepSeek => cuts::is_cut::<DeepSeek>,
         };
         decide(text.as_bytes(), at)
     }
@@ -187,11 +214,14 @@ type Fill = fn(&[u8], &mut Starts);
 fn known_fill(known: Known) -> Fill {
     match known {
         Known::Gpt2 => kernels::fill::<Gpt2>,
+        Known::Gpt2Digits => kernels::fill::<Gpt2Digits>,
         Known::Cl100k => kernels::fill::<Cl100k>,
         Known::Llama3 => kernels::fill::<Llama3>,
         Known::Qwen2 => kernels::fill::<Qwen2>,
+        Known::Qwen35 => kernels::fill::<Qwen35>,
         Known::O200k => kernels::fill::<O200k>,
         Known::Tekken => kernels::fill::<Tekken>,
+        Known::DeepSeek => kernels::fill::<DeepSeek>,
     }
 }
 

@@ -14,6 +14,14 @@ pub(crate) struct Characters {
     /// U+0020 alone.
     pub(crate) blank: u64,
     pub(crate) slash: u64,
+    /// Punctuation and symbols; only for the patterns that tell them from the rest.
+    pub(crate) symbol: u64,
+    /// What `[A-Za-z]` matches.
+    pub(crate) ascii_letter: u64,
+    /// Punctuation and symbols of ASCII.
+    pub(crate) ascii_symbol: u64,
+    /// Han characters and kana, where they are cut out first.
+    pub(crate) ideograph: u64,
     /// Apostrophes that, with one or two letters after them, could be contractions.
     pub(crate) contractions: [u64; 2],
     pub(crate) valid: u64,
@@ -31,6 +39,10 @@ impl Characters {
             line_break: masks.line_break & valid,
             blank: masks.blank & valid,
             slash: masks.slash & valid,
+            symbol: masks.symbols() & valid,
+            ascii_letter: (masks.upper | masks.lower) & valid,
+            ascii_symbol: masks.symbols() & valid,
+            ideograph: 0,
             contractions: contractions.map(|mask| mask & valid),
             valid,
         }
@@ -41,9 +53,10 @@ impl Characters {
 #[inline(always)]
 pub(crate) fn certain_starts<G: Grammar>(c: &Characters) -> u64 {
     let starts = match G::WORDS {
-        Words::AfterSpace => starts_after_space(c),
+        Words::AfterSpace => starts_after_space::<G>(c),
         Words::AfterAny => starts_after_any::<G>(c),
         Words::Cased => starts_cased::<G>(c),
+        Words::AfterPunctuation => starts_after_punctuation::<G>(c),
     };
     // White space at the end may go on and change what it is: only its first character is certain.
     let settled = c.valid & !c.space;
@@ -53,16 +66,16 @@ pub(crate) fn certain_starts<G: Grammar>(c: &Characters) -> u64 {
 
 /// GPT-2.
 #[inline(always)]
-fn starts_after_space(c: &Characters) -> u64 {
+fn starts_after_space<G: Grammar>(c: &Characters) -> u64 {
     let other = c.valid & !(c.letter | c.number | c.space);
     let lone = lone(other, c.blank);
     let [two, three] = c.contractions.map(|mask| mask & lone);
     let first = |class: u64| class & !(class << 1);
     let not_joined = !(c.blank << 1);
     let words = first(c.letter) & not_joined & !((two | three) << 1);
-    let numbers = first(c.number) & not_joined;
+    let numbers = if G::NUMBERS_APART { number_starts::<G>(c.number) } else { first(c.number) & not_joined };
     let others = first(other) & not_joined;
-    let spaces = first(c.space) | (c.space & !(c.space >> 1));
+    let spaces = first(c.space) | last_spaces::<G>(c, c.space);
     words | numbers | others | spaces | two << 2 | three << 3
 }
 
@@ -75,7 +88,7 @@ fn starts_after_any<G: Grammar>(c: &Characters) -> u64 {
     let contraction = two | three;
     let prefix = (lone | (c.space & !c.line_break)) & (c.letter >> 1);
     let words = c.letter & !(c.letter << 1) & !((prefix | contraction) << 1);
-    let (spaces, _) = space_starts(c, other);
+    let (spaces, _) = space_starts::<G>(c, other);
     words | number_starts::<G>(c.number) | other_starts(other, c.blank) | spaces | two << 2 | three << 3
 }
 
@@ -89,7 +102,7 @@ fn starts_cased<G: Grammar>(c: &Characters) -> u64 {
     let prefix = ((lone(other, c.blank) & !suffix) | (c.space & !c.line_break)) & (c.letter >> 1);
     let words = c.letter & !(c.letter << 1) & !(prefix << 1);
     let humps = c.upper & (c.lower << 1);
-    let (spaces, taken) = space_starts(c, other);
+    let (spaces, taken) = space_starts::<G>(c, other);
     let inside = suffix | suffix << 1 | three << 2;
     let ends = two << 2 | three << 3;
     let starts = words | humps | number_starts::<G>(c.number) | other_starts(other, c.blank) | spaces;
@@ -98,6 +111,25 @@ fn starts_cased<G: Grammar>(c: &Characters) -> u64 {
     // before them; both are left to the scalar scanner, by forgetting what comes after.
     let hard = (ends & suffix) | slashes_after_breaks(c, taken);
     if hard == 0 { starts } else { starts & ((hard & hard.wrapping_neg()) - 1) }
+}
+
+/// `DeepSeek`.
+#[inline(always)]
+fn starts_after_punctuation<G: Grammar>(c: &Characters) -> u64 {
+    let other = c.valid & !(c.letter | c.number | c.space | c.symbol);
+    // Numbers and ideographs are pieces of their own, and nothing looks beyond its piece.
+    let borders = (c.number ^ c.number << 1) | (c.ideograph ^ c.ideograph << 1);
+    let after = |class: u64| class << 1 & !borders;
+    let symbols = c.symbol & !after(c.symbol) & !after(c.blank);
+    let before_ascii = symbols & c.ascii_symbol & c.ascii_letter >> 1;
+    let before_letters = ((c.space & !c.line_break) | other) & (c.letter & !borders) >> 1;
+    let words = c.letter & !after(c.letter) & !((before_letters | before_ascii) << 1);
+    // Punctuation takes ASCII letters only: a word that goes on otherwise begins anew there. Adding the first bit of
+    // a run to the run leaves one bit: just above it.
+    let resumed = c.ascii_letter.wrapping_add(before_ascii << 1) & !c.ascii_letter & c.letter;
+    let others = other & (!after(other) | before_letters);
+    let (spaces, _) = space_starts::<G>(c, c.symbol & !c.ideograph);
+    words | resumed | symbols | others | spaces | number_starts::<G>(c.number) | (borders & c.valid)
 }
 
 /// First of each run of line breaks in `taken` that is followed by a slash.
@@ -116,6 +148,14 @@ fn lone(other: u64, blank: u64) -> u64 {
 #[inline(always)]
 fn other_starts(other: u64, blank: u64) -> u64 {
     other & !(other << 1) & !(blank << 1)
+}
+
+/// Those of `spaces` that are the last of their run, and so left to what follows or alone: `\s+(?!\S)`. Before what is cut
+/// out first, the run ends as at the end of the text: whole.
+#[inline(always)]
+fn last_spaces<G: Grammar>(c: &Characters, spaces: u64) -> u64 {
+    let apart = if G::NUMBERS_APART { c.number | c.ideograph } else { 0 };
+    spaces & !((c.space | apart) >> 1)
 }
 
 /// Runs of numbers in parts of `G::DIGITS`.
@@ -139,7 +179,7 @@ fn number_starts<G: Grammar>(number: u64) -> u64 {
 /// Starts within white space where line breaks end a span: `[\r\n]*` after other characters, then
 /// `\s*[\r\n]+|\s+(?!\S)|\s+`. The second mask has the first of each run of line breaks that the span before takes.
 #[inline(always)]
-fn space_starts(c: &Characters, other: u64) -> (u64, u64) {
+fn space_starts<G: Grammar>(c: &Characters, other: u64) -> (u64, u64) {
     let run = c.space & !(c.space << 1);
     let inline = c.space & !c.line_break;
     let taken = run & c.line_break & other << 1;
@@ -153,6 +193,6 @@ fn space_starts(c: &Characters, other: u64) -> (u64, u64) {
         let begins = after_last_break & (end - 1);
         after_last_break ^= (1 << (begins | 1).ilog2()) & begins;
     }
-    let before_word = inline & !(c.space >> 1);
+    let before_word = last_spaces::<G>(c, inline);
     ((run & !taken) | (after_taken & c.space) | after_last_break | before_word, taken)
 }

@@ -1,7 +1,8 @@
 //! One span at a time, for any text: the specification of the block scanner and its way out of hard places.
 
 use super::classes::{
-    CASELESS, LETTER, LOWER, MARK, NEITHER, NUMBER, SPACE, UPPER, character_at, skip_while,
+    CASELESS, Character, ClassSet, LETTER, LOWER, MARK, PUNCTUATION, SPACE, SYMBOL, UPPER, character_at,
+    is_ideograph, skip_while,
 };
 use super::grammar::{Grammar, Words};
 
@@ -12,6 +13,7 @@ pub(crate) fn next_end<G: Grammar>(text: &[u8], at: usize) -> usize {
         Words::AfterSpace => next_after_space::<G>(text, at),
         Words::AfterAny => next_after_any::<G>(text, at),
         Words::Cased => next_cased::<G>(text, at),
+        Words::AfterPunctuation => next_after_punctuation::<G>(text, at),
     }
 }
 
@@ -22,9 +24,11 @@ fn next_after_space<G: Grammar>(text: &[u8], at: usize) -> usize {
     }
     let start = at + usize::from(text.get(at) == Some(&b' '));
     match character_at(text, start) {
-        Some(next) if next.is(LETTER) => skip_while(text, start, LETTER),
-        Some(next) if next.is(NUMBER) => skip_while(text, start, NUMBER),
-        Some(next) if next.is(NEITHER) => skip_while(text, start, NEITHER),
+        Some(next) if next.is(G::LETTERS) => skip_while(text, start, G::LETTERS),
+        Some(next) if next.is(G::NUMBERS) && (start == at || !G::NUMBERS_APART) => {
+            numbers_end::<G>(text, start)
+        }
+        Some(next) if next.is(G::OTHERS) => skip_while(text, start, G::OTHERS),
         _ => white_space_end::<G>(text, at),
     }
 }
@@ -35,15 +39,15 @@ fn next_after_any<G: Grammar>(text: &[u8], at: usize) -> usize {
         return end;
     }
     let Some(first) = character_at(text, at) else { return at };
-    if first.is(LETTER) {
-        return skip_while(text, at, LETTER);
+    if first.is(G::LETTERS) {
+        return skip_while(text, at, G::LETTERS);
     }
-    if first.is(NUMBER) {
+    if first.is(G::NUMBERS) {
         return numbers_end::<G>(text, at);
     }
     let next = at + first.width;
-    if !is_line_break(text, at) && character_at(text, next).is_some_and(|c| c.is(LETTER)) {
-        return skip_while(text, next, LETTER);
+    if !is_line_break(text, at) && character_at(text, next).is_some_and(|c| c.is(G::LETTERS)) {
+        return skip_while(text, next, G::LETTERS);
     }
     other_end::<G>(text, at).unwrap_or_else(|| white_space_end::<G>(text, at))
 }
@@ -51,7 +55,7 @@ fn next_after_any<G: Grammar>(text: &[u8], at: usize) -> usize {
 /// o200k, whose words depend on case; see [`lower_word_end`].
 fn next_cased<G: Grammar>(text: &[u8], at: usize) -> usize {
     let Some(first) = character_at(text, at) else { return at };
-    if first.is(NUMBER) {
+    if first.is(G::NUMBERS) {
         return numbers_end::<G>(text, at);
     }
     // The optional character before a word is taken where that lets the word match, and a mark, which is also a
@@ -91,12 +95,80 @@ fn upper_word_end(text: &[u8], start: usize) -> Option<usize> {
     (end > start).then_some(end)
 }
 
+/// `DeepSeek`: `\p{N}{1,3}` is cut out first, then `[一-龥぀-ゟ゠-ヿ]+`, and each piece is cut by ASCII punctuation with ASCII
+/// letters after it, or else `[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
+/// what none of these matches is left together.
+fn next_after_punctuation<G: Grammar>(text: &[u8], at: usize) -> usize {
+    let Some(first) = character_at(text, at) else { return at };
+    if first.is(G::NUMBERS) {
+        return numbers_end::<G>(text, at);
+    }
+    let piece = Piece { text, ideographs: is_ideograph(text, at) };
+    let next = at + first.width;
+    if first.is(PUNCTUATION | SYMBOL) && first.width == 1 {
+        let letters = text[next..].iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
+        if letters > 0 {
+            return next + letters;
+        }
+    }
+    if first.is(G::LETTERS) {
+        return piece.skip_while(at, G::LETTERS);
+    }
+    if !first.is(PUNCTUATION | SYMBOL) && !is_line_break(text, at) && piece.has(next, G::LETTERS) {
+        return piece.skip_while(next, G::LETTERS);
+    }
+    let start = at + usize::from(text.get(at) == Some(&b' '));
+    let mut end = piece.skip_while(start, PUNCTUATION | SYMBOL);
+    if end > start {
+        while !piece.ideographs && is_line_break(text, end) {
+            end += 1;
+        }
+        return end;
+    }
+    if first.is(SPACE) {
+        return white_space_end::<G>(text, at);
+    }
+    end = next;
+    while let Some(character) = piece.character_at(end) {
+        let matched = !character.is(G::OTHERS) || character.is(PUNCTUATION | SYMBOL);
+        if matched || piece.has(end + character.width, G::LETTERS) {
+            break;
+        }
+        end += character.width;
+    }
+    end
+}
+
+/// A stretch of text without numbers: ideographs only, or none.
+struct Piece<'t> {
+    text: &'t [u8],
+    ideographs: bool,
+}
+
+impl Piece<'_> {
+    /// The character at `at`, unless the piece ends there.
+    fn character_at(&self, at: usize) -> Option<Character> {
+        character_at(self.text, at).filter(|_| is_ideograph(self.text, at) == self.ideographs)
+    }
+
+    fn has(&self, at: usize, set: ClassSet) -> bool {
+        self.character_at(at).is_some_and(|character| character.is(set))
+    }
+
+    fn skip_while(&self, mut at: usize, set: ClassSet) -> usize {
+        while let Some(character) = self.character_at(at).filter(|character| character.is(set)) {
+            at += character.width;
+        }
+        at
+    }
+}
+
 /// End of `\p{N}{1,n}`.
 fn numbers_end<G: Grammar>(text: &[u8], at: usize) -> usize {
     let mut end = at;
     for _ in 0..G::DIGITS {
         match character_at(text, end) {
-            Some(character) if character.is(NUMBER) => end += character.width,
+            Some(character) if character.is(G::NUMBERS) => end += character.width,
             _ => break,
         }
     }
@@ -106,7 +178,7 @@ fn numbers_end<G: Grammar>(text: &[u8], at: usize) -> usize {
 /// End of ` ?[^\s\p{L}\p{N}]+[\r\n]*` (o200k: `[\r\n/]*`), if it matches at `at`.
 fn other_end<G: Grammar>(text: &[u8], at: usize) -> Option<usize> {
     let start = at + usize::from(text.get(at) == Some(&b' '));
-    let mut end = skip_while(text, start, NEITHER);
+    let mut end = skip_while(text, start, G::OTHERS);
     if end == start {
         return None;
     }
@@ -133,7 +205,7 @@ fn white_space_end<G: Grammar>(text: &[u8], at: usize) -> usize {
             after_line_break = Some(end);
         }
     }
-    let at_text_end = end == text.len();
+    let at_text_end = end == text.len() || is_apart::<G>(text, end);
     if G::WHOLE_TRAILING_SPACE && at_text_end {
         return end;
     }
@@ -143,6 +215,12 @@ fn white_space_end<G: Grammar>(text: &[u8], at: usize) -> usize {
         return after;
     }
     if at_text_end || last_start == at { end } else { last_start }
+}
+
+/// Whether what is at `at` was cut out before the pattern is applied, so that a text ends there for it.
+fn is_apart<G: Grammar>(text: &[u8], at: usize) -> bool {
+    let number = || character_at(text, at).is_some_and(|character| character.is(G::NUMBERS));
+    G::NUMBERS_APART && (number() || (G::WORDS == Words::AfterPunctuation && is_ideograph(text, at)))
 }
 
 fn is_line_break(text: &[u8], at: usize) -> bool {

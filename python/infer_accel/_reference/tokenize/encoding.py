@@ -10,7 +10,8 @@ from infer_accel._reference.tokenize.added import find_added, split_added
 from infer_accel._reference.tokenize.model import beyond
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    import re
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from infer_accel._reference.tokenize.model import AddedToken, Model
 
@@ -33,15 +34,22 @@ def merge(piece: bytes, rank: Callable[[bytes, bytes], int | None]) -> list[byte
 
 
 def pieces(model: Model, text: str) -> Iterator[str]:
-    """Cut a text by the pattern."""
+    """Cut a text by the patterns, one after the other."""
+    parts: Iterable[str] = [text]
+    for pattern in model.patterns:
+        parts = [piece for part in parts for piece in _cut(pattern, part, model.keep_unmatched)]
+    yield from parts
+
+
+def _cut(pattern: re.Pattern[str], text: str, keep_unmatched: bool) -> Iterator[str]:
     done = 0
-    for found in model.pattern.finditer(text):
-        if model.keep_unmatched and found.start() > done:
+    for found in pattern.finditer(text):
+        if keep_unmatched and found.start() > done:
             yield text[done : found.start()]
         if found.end() > found.start():
             yield found.group()
         done = found.end()
-    if model.keep_unmatched and done < len(text):
+    if keep_unmatched and done < len(text):
         yield text[done:]
 
 

@@ -30,7 +30,7 @@ def from_json(file: dict[str, Any]) -> Model:
             message = f"the merge ({left!r}, {right!r}) needs a token that the vocabulary does not have"
             raise TokenizerError(message, code="tokenizer.malformed")
         merges[bytes_of(left) or b"", bytes_of(right) or b""] = index
-    pattern, prefix_space = _split_of(file.get("pre_tokenizer"))
+    patterns, prefix_space = _split_of(file.get("pre_tokenizer"))
     before, after = _frame_of(file.get("post_processor"))
     added = [AddedToken(**token) for token in file.get("added_tokens") or ()]
     forms = vocabulary | {token.content: token.id for token in added}
@@ -38,7 +38,7 @@ def from_json(file: dict[str, Any]) -> Model:
         tokens=tokens,
         rank=lambda left, right: merges.get((left, right)),
         whole_pieces_first=bool(model.get("ignore_merges")),
-        pattern=compile_pattern(pattern),
+        patterns=[compile_pattern(pattern) for pattern in patterns],
         keep_unmatched=True,
         decoded={number: bytes_of(form) or form.encode() for form, number in forms.items()},
         forms=forms,
@@ -53,20 +53,21 @@ def from_json(file: dict[str, Any]) -> Model:
     )
 
 
-def _split_of(section: dict[str, Any] | None) -> tuple[str, bool]:
-    """Return the pattern, and whether a space is put before the text."""
-    steps = (section or {}).get("pretokenizers", [section])
-    match [step and step["type"] for step in steps]:
-        case ["ByteLevel"] if steps[0].get("use_regex", True):
-            return "gpt2", bool(steps[0]["add_prefix_space"])
-        case ["Split", "ByteLevel"] if not steps[1]["use_regex"] and not steps[1]["add_prefix_space"]:
-            if (
-                steps[0]["behavior"] == "Isolated"
-                and not steps[0]["invert"]
-                and "Regex" in steps[0]["pattern"]
-            ):
-                return str(steps[0]["pattern"]["Regex"]), False
-    raise beyond("the pre_tokenizer is not a split followed by a byte-level step")
+def _split_of(section: dict[str, Any] | None) -> tuple[list[str], bool]:
+    """Return the patterns, one applied after the other, and whether a space is put before the text."""
+    *steps, last = (section or {}).get("pretokenizers", [section])
+    if not last or last["type"] != "ByteLevel" or (steps and last["add_prefix_space"]):
+        raise beyond("the pre_tokenizer is not splits followed by a byte-level step")
+    patterns = [_pattern_of(step) for step in steps]
+    return [*patterns, *(["gpt2"] if last.get("use_regex", True) else [])], bool(last["add_prefix_space"])
+
+
+def _pattern_of(step: dict[str, Any]) -> str:
+    if step["type"] == "Digits" and step["individual_digits"]:
+        return r"\p{N}"
+    if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+        return str(step["pattern"]["Regex"])
+    raise beyond(f"the pre_tokenizer {step['type']}")
 
 
 def _normalizer_of(section: dict[str, Any] | None) -> Callable[[str], str]:

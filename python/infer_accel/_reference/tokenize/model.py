@@ -35,8 +35,9 @@ class Model:
     rank: Callable[[bytes, bytes], int | None]
     #: A piece that is a token as a whole becomes it, whatever the merges say.
     whole_pieces_first: bool
-    pattern: re.Pattern[str]
-    #: Whether text between two matches of the pattern is a piece, too.
+    #: What cuts text into pieces, each pattern what the one before has left.
+    patterns: Sequence[re.Pattern[str]]
+    #: Whether text between two matches of a pattern is a piece, too.
     keep_unmatched: bool
     #: Id → what it decodes to, all tokens.
     decoded: Mapping[int, bytes]

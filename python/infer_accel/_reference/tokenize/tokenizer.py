@@ -74,7 +74,7 @@ class Tokenizer:
                 tokens=ranks,
                 rank=lambda left, right: ranks.get(left + right),
                 whole_pieces_first=True,
-                pattern=compile_pattern(pattern),
+                patterns=[compile_pattern(pattern)],
                 keep_unmatched=False,
                 decoded=decoded | {number: content.encode() for content, number in special_tokens},
                 forms=forms | dict(special_tokens),
