@@ -41,7 +41,9 @@ def members_by_tokenizers(pattern: str) -> set[int]:
 
 def members_by_digits() -> set[int]:
     """Code points that `Digits` cuts out of text in tokenizers."""
-    pieces = pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str("".join(f"a{chr(c)}" for c in CODE_POINTS))
+    pieces = pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str(
+        "".join(f"a{chr(c)}" for c in CODE_POINTS)
+    )
     return {ord(piece) for piece, _ in pieces if len(piece) == 1 and piece != "a"}
 
 
@@ -59,7 +61,9 @@ def build_table() -> bytes:
             classes[code_point] = number
     for code_point in members_by_digits():
         if classes[code_point] not in {0, PATTERNS.index(r"\p{N}") + 1}:
-            raise SystemExit(f"{code_point:#x} is a number only to Digits, and of class {classes[code_point]}")
+            raise SystemExit(
+                f"{code_point:#x} is a number only to Digits, and of class {classes[code_point]}"
+            )
         classes[code_point] = classes[code_point] or LATER_NUMBER
     blocks: dict[bytes, int] = {}
     index = bytearray()
