@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokenize.conftest import ADVERSARIAL, random_text
+from tests.tokenize.conftest import ADVERSARIAL
+from tests.tokenize.random_texts import random_text
 
 from infer_accel.bench import data, sentencepiece
 from infer_accel.tokenize import PromptCache, Tokenizer

@@ -17,7 +17,7 @@ from pathlib import Path
 import tiktoken
 from tokenizers import Regex, pre_tokenizers
 
-# What `Digits` of tokenizers takes for a number beside `\p{N}`: its compiler's tables are newer than its regex engine's.
+# What `Digits` takes for a number beside `\p{N}`: its compiler's tables are newer than the regex engine's.
 LATER_NUMBER = 9
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 # The order is the numbering of `Class` in src/pretokenize/classes.rs; 0 is everything else.
