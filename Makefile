@@ -22,7 +22,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python test-gpu soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +37,10 @@ test-rust:
 
 test-python: $(VENV)/.with-test
 	$(BIN)/python -m pytest
+
+# Without a GPU every test says so and is skipped.
+test-gpu: $(VENV)/.with-test ## the tests that need a GPU: results beside the CPU's, streams, graphs, the link to the host
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
 
 soak: $(VENV)/.with-test ## the same Python tests, with the loops of chance (kills, faults, random steps) at length
 	INFER_ACCEL_SOAK=1 $(BIN)/python -m pytest -o timeout=3600

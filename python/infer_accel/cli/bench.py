@@ -14,6 +14,7 @@ from infer_accel.cli.output import EXIT_FELL, EXIT_WRONG, progress, refuse, requ
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from infer_accel.bench.cuda.device import Gpu
     from infer_accel.bench.harness import Bench
     from infer_accel.bench.parts import Outcome
     from infer_accel.bench.rows import Json, Row
@@ -23,6 +24,13 @@ __all__ = ["run"]
 #: Of timed calls a case: long enough for dozens of rounds of anything that takes milliseconds.
 _SECONDS = 4.0
 _SECONDS_QUICK = 1.0
+
+
+class Device(StrEnum):
+    """What can be measured."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 class Part(StrEnum):
@@ -50,6 +58,11 @@ def run(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the rows (needs matplotlib).")
     ] = None,
+    device: Annotated[Device, typer.Option(help="What to measure: this CPU, or its GPU.")] = Device.CPU,
+    autotune: Annotated[
+        bool,
+        typer.Option("--autotune", help="Measure how pages cross the link to the GPU best, and keep it."),
+    ] = False,
 ) -> None:
     """Check each operation against its oracle, then time it beside the installed rivals.
 
@@ -66,8 +79,15 @@ def run(
         baseline = None if compare is None else read_rows(compare)
     except InvalidRecordError as error:
         refuse(str(error))
-    bench, outcome = _measure(part, quick=quick)
+    gpu = None
+    if device is Device.CUDA or autotune:
+        gpu = _gpu(part)
+    if gpu is not None and autotune:
+        _autotune(gpu)
+    bench, outcome = _measure(part, quick=quick, gpu=gpu if device is Device.CUDA else None)
     machine = describe_run(bench, outcome.rows)
+    if gpu is not None:
+        machine["gpu"] = gpu.describe()
     _report(bench, outcome)
     _save(machine, outcome.rows, json_path, plot)
     fell = baseline is not None and _fell(outcome.rows, baseline, part, tolerance)
@@ -77,15 +97,44 @@ def run(
         raise typer.Exit(EXIT_FELL)
 
 
-def _measure(part: Part, *, quick: bool) -> tuple[Bench, Outcome]:
+def _measure(part: Part, *, quick: bool, gpu: Gpu | None = None) -> tuple[Bench, Outcome]:
     from infer_accel.bench import parts
     from infer_accel.bench.harness import Bench
 
-    names = parts.PARTS if part is Part.ALL else (part.value,)
     bench = Bench(quick=quick, seconds_a_case=_SECONDS_QUICK if quick else _SECONDS)
     with progress() as say:
+        if gpu is not None:
+            from infer_accel.bench import cuda
+
+            names = cuda.PARTS if part is Part.ALL else (part.value,)
+            return bench, parts.run_parts({name: cuda.source(name, gpu) for name in names}, bench, say)
+        names = parts.PARTS if part is Part.ALL else (part.value,)
         sources = {name: parts.load_part(name) for name in names}
         return bench, parts.run_parts(sources, bench, say)
+
+
+def _gpu(part: Part) -> Gpu:
+    """Return the GPU to measure on, or refuse in one line."""
+    if part is Part.TOKENIZE:
+        refuse("--device cuda: tokenize runs on the CPU alone; ask for lora, kvcache or all")
+    if find_spec("torch") is None or find_spec("triton") is None:
+        refuse("--device cuda needs torch and Triton: pip install 'infer-accel[gpu]'")
+    from infer_accel.bench.cuda.device import Gpu, why_none
+
+    why = why_none()
+    if why is not None:
+        refuse(f"--device cuda: {why}; nothing was measured")
+    return Gpu()
+
+
+def _autotune(gpu: Gpu) -> None:
+    from infer_accel.bench.cuda.autotune import autotune
+
+    threshold, seconds, path = autotune(gpu)
+    console = results()
+    for length, (kernel, driver) in seconds.items():
+        console.print(f"{length >> 10:>4} KiB: kernel {kernel * 1e3:.3f} ms, driver {driver * 1e3:.3f} ms")
+    console.print(f"the driver copies runs from {threshold} bytes on; kept in {path}")
 
 
 def _report(bench: Bench, outcome: Outcome) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infer_accel._files import write_text
 
-__all__ = ["DEFAULT_BYTES", "read_threshold", "threshold_file", "write_threshold"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["DEFAULT_BYTES", "forced", "read_threshold", "threshold_file", "write_threshold"]
 
 #: Where batched copies overtake a kernel over PCIe 5: vLLM's measurement, to be replaced by this machine's own
 #: (``infer-accel bench kvcache --autotune``).
@@ -17,6 +23,19 @@ DEFAULT_BYTES = 28 << 10
 
 _KEY = "driver_copies_from_bytes"
 _LARGEST = 1 << 30
+
+
+_forced: ContextVar[int | None] = ContextVar("forced threshold", default=None)
+
+
+@contextmanager
+def forced(value: int) -> Iterator[None]:
+    """Let a threshold hold for a while, whatever the file says: for measuring both ways."""
+    token = _forced.set(value)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
 
 
 def threshold_file() -> Path:
@@ -27,7 +46,8 @@ def threshold_file() -> Path:
 
 def read_threshold(device: str, path: Path | None = None) -> int:
     """Return the threshold of a device by its name; the default where none was measured or the file is not usable."""
-    return _read_once(device, path or threshold_file())
+    chosen = _forced.get()
+    return _read_once(device, path or threshold_file()) if chosen is None else chosen
 
 
 @functools.cache
