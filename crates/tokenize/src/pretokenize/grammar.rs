@@ -43,7 +43,7 @@ impl Grammar for Gpt2 {
     const DIGITS: usize = usize::MAX;
 }
 
-/// GPT-2 after the step `Digits` with every digit alone: `SmolLM2`, `StarCoder`, Command R.
+/// GPT-2 after the step `Digits` with every digit alone: `StarCoder`, `SmolLM2`.
 pub(crate) struct Gpt2Digits;
 impl Grammar for Gpt2Digits {
     const WORDS: Words = Words::AfterSpace;
