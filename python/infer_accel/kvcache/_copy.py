@@ -202,7 +202,9 @@ def _layers(tensors: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _is_cuda(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
     """Return whether a copy is one for the GPU: its first layers say so, and the kernels look at the others."""
-    return any(getattr(side[0], "is_cuda", False) for side in (sources, targets) if side)
+    if sources and getattr(sources[0], "is_cuda", False):
+        return True
+    return bool(targets) and getattr(targets[0], "is_cuda", False)
 
 
 def _cuda() -> ModuleType:
