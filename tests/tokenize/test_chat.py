@@ -112,6 +112,10 @@ OWN = {
         "{% for message in messages %}\n  {{- '<|im_start|>' + message.role + '\\n' + message['content'] + "
         "'<|im_end|>\\n' }}\n{% endfor %}\n{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
+    "backwards": (
+        "{% for m in messages[::-1] %}{{ m.role }}{{ loop.index }}{% endfor %}{{ [][::-1] }}{{ ''[::-1] }}|{{ messages[::-1][0].role }}"
+        "{% raw %}{{ x[::-1] }}{% endraw %}{{ 'x[::-1]' }}{{ 'abc'[1:0:-1] }}{{ (1, 2)[::-1] }}"
+    ),
     "methods": (
         "{% for m in messages %}{% set c = m.content if m.content is string else '' %}"
         "{{ c.strip() }}|{{ c.split() }}|{{ c.split('\\n')[-1] }}|{{ c.rstrip('\\n').lstrip() }}|{{ c.upper() }}"
@@ -312,6 +316,22 @@ def test_a_template_may_look_for_special_text_itself(small: Tokenizer) -> None:
     assert len(chat.encode([{"role": "user", "content": "a<|end|>b"}], trust_messages=True)) == 2
 
 
+BOUND = st.none() | st.integers(-6, 6)
+
+
+@given(
+    st.sampled_from(["", "é", "abc漢", [], [1], ["a", 2, None]]),
+    st.tuples(BOUND, BOUND, st.integers(-4, 4).filter(bool)),
+)
+@settings(deadline=None, max_examples=200)
+def test_slices_are_those_of_jinja(small: Tokenizer, value: object, bounds: Any) -> None:
+    start, stop, step = ("" if bound is None else bound for bound in bounds)
+    template = f"{{% set s = value[{start}:{stop}:{step}] %}}{{{{ s | list if s is not string else s }}}}"
+    specification = reference.tokenize.ChatTemplate(small._core, template, [])
+    expected = specification.render({"messages": [], "value": value}, (*NOW.timetuple()[:6], 0))
+    assert ChatTemplate(small, template).render([], variables={"value": value}) == expected
+
+
 def test_bounds_hold(small: Tokenizer) -> None:
     messages = [{"role": "user", "content": "x" * 1000}]
     for template in (
@@ -319,7 +339,10 @@ def test_bounds_hold(small: Tokenizer) -> None:
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% for a in range(100000) %}{{ messages[0].content }}{% endfor %}",
         "{{ 'x' * 10**12 }}",
-        "{{ [][::-1] }}",
+        "{{ nothing[::-1] }}",
+        "{{ none[::-1] }}",
+        "{{ 7[::-1] }}",
+        "{{ messages[0][::-1] }}",
     ):
         with pytest.raises(TokenizerError) as stopped:
             ChatTemplate(small, template).render(messages)
@@ -376,13 +399,63 @@ def test_a_template_pickles(chat: ChatTemplate) -> None:
     assert copy.render(messages) == chat.render(messages)
 
 
-def test_hash_prompt_takes_messages(small: Tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes(Path(small._source[1]).read_bytes())
-    (tmp_path / "chat_template.jinja").write_text(OWN["chatml"].replace("<|im_end|>", "<|end|>"))
-    tokenizer = Tokenizer.from_dir(tmp_path)
-    messages = [{"role": "user", "content": "Hello <|end|> " * 20}]
-    prompt = hash_prompt(tokenizer, messages, block_size=16)
-    assert tokenizer.chat is not None
-    ids = tokenizer.chat.encode(messages, add_generation_prompt=True)
+@pytest.fixture(scope="module")
+def templated(small: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer with a template that shows tools and a variable."""
+    folder = tmp_path_factory.mktemp("templated")
+    (folder / "tokenizer.json").write_bytes(Path(small._source[1]).read_bytes())
+    shown = "{{ tools | tojson if tools else '' }}{{ custom | default('') }}"
+    (folder / "chat_template.jinja").write_text(shown + OWN["chatml"].replace("<|im_end|>", "<|end|>"))
+    return Tokenizer.from_dir(folder)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256_cbor", "sha256", "xxhash_cbor", "xxhash"])
+@pytest.mark.parametrize("salt", [None, "tenant"])
+@pytest.mark.parametrize(
+    ("options", "encoded"),
+    [
+        ({}, {}),
+        ({"tools": TOOLS}, {"tools": TOOLS}),
+        ({"variables": {"custom": "now" * 9}}, {"variables": {"custom": "now" * 9}}),
+        ({"variables": {"add_generation_prompt": False}}, {"add_generation_prompt": False}),
+        ({"trust_messages": True}, {"trust_messages": True}),
+    ],
+)
+def test_hash_prompt_takes_messages(
+    templated: Tokenizer, algorithm: Any, salt: Any, options: Any, encoded: Any
+) -> None:
+    messages = [{"role": "user", "content": "Hello <|end|> " * 20}, {"role": "x", "content": "漢字 " * 30}]
+    prompt = hash_prompt(templated, messages, block_size=16, algorithm=algorithm, salt=salt, **options)
+    assert templated.chat is not None
+    ids = templated.chat.encode(messages, **({"add_generation_prompt": True} | encoded))
+    keys: Any = [("cache_salt", salt)] + [None] * (len(ids) // 16 - 1) if salt else None
+    keys = None if keys is None else [(keys[0],), *keys[1:]]
     assert prompt.ids.tolist() == ids.tolist()
-    assert prompt.hashes.tolist() == hash_blocks(ids, block_size=16).tolist()
+    expected = hash_blocks(ids, block_size=16, algorithm=algorithm, extra_keys=keys)
+    assert prompt.hashes.tolist() == expected.tolist()
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "x"]), "content": st.text(max_size=40)}), min_size=1),
+    st.integers(1, 9),
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_hash_prompt_of_messages_is_the_three_steps(
+    templated: Tokenizer, messages: list[dict[str, str]], block_size: int
+) -> None:
+    assert templated.chat is not None
+    prompt = hash_prompt(templated, messages, block_size=block_size)
+    ids = templated.chat.encode(messages, add_generation_prompt=True)
+    assert prompt.ids.tolist() == ids.tolist()
+    assert prompt.hashes.tolist() == hash_blocks(ids, block_size=block_size).tolist()
+
+
+def test_hash_prompt_refuses_what_a_template_refuses(templated: Tokenizer) -> None:
+    for messages, options, error in (
+        ([{"role": object()}], {}, DTypeError),
+        ([{"role": "user", "content": "x"}], {"block_size": 0}, InferAccelError),
+        ([{"role": "user", "content": "x"}], {"variables": {"custom": b"x"}}, DTypeError),
+        ([{"role": "user", "content": ["\ud800"]}], {}, InferAccelError),
+    ):
+        with pytest.raises(error):
+            hash_prompt(templated, messages, **({"block_size": 16} | options))

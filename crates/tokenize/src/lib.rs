@@ -43,6 +43,7 @@ mod vocabulary;
 pub use decode::InvalidUtf8;
 pub use encode::TokenBatch;
 pub use error::{Result, TokenizeError};
+pub use kernels::text_of;
 pub use load::TiktokenOptions;
 pub use offsets::{Located, in_characters};
 pub use prompt_cache::{PromptCache, PromptCacheStats};

@@ -2,14 +2,14 @@
 Paged KV-cache blocks.
 """
 
-from .tokenize import Tokenizer
+from .tokenize import ChatTemplate, Tokenizer
 from _typeshed import Incomplete, SupportsGetItem
 from collections.abc import Sequence
 from infer_accel._typing import Tensor
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "TieredCache", "Trace", "hash_blocks", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "replay", "scan_nonfinite", "scrub", "xxh3_128"]
+__all__ = ["BlockManager", "BlockPool", "DiskTier", "HostPool", "TieredCache", "Trace", "hash_blocks", "hash_chat", "hash_prompt", "none_hash", "page_copy", "page_gather", "page_scatter", "replay", "scan_nonfinite", "scrub", "xxh3_128"]
 
 @final
 class BlockManager:
@@ -261,6 +261,11 @@ class Trace:
 def hash_blocks(token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, block_size: int, algorithm: str = "sha256_cbor", parent: bytes | None = None, extra_keys: Sequence[Any] | None = None) -> Incomplete:
     """
     Hashes every full block of `token_ids`, as a chain that begins at `parent`.
+    """
+
+def hash_chat(chat: ChatTemplate, variables: "dict[str, object]", *, now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, block_size: int, algorithm: str, keys: Sequence[Any]) -> tuple[Incomplete, Incomplete]:
+    """
+    Renders a conversation, encodes the prompt and hashes its full blocks; `keys` as for `hash_prompt`.
     """
 
 def hash_prompt(tokenizer: Tokenizer, text: Any, *, block_size: int, algorithm: str, keys: Sequence[Any], options: tuple[bool, bool]) -> tuple[Incomplete, Incomplete]:

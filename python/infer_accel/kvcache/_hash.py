@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from infer_accel._typing import Tensor
     from infer_accel.tokenize import Tokenizer
-    from infer_accel.tokenize._chat import Conversation
 
 #: How blocks are serialised and hashed, by vLLM's names.
 Algorithm: TypeAlias = Literal["sha256_cbor", "sha256", "xxhash_cbor", "xxhash"]
@@ -124,10 +123,14 @@ def hash_prompt(
     adapter: tuple[str, str] | None = None,
     add_special_tokens: bool = True,
     parse_special: bool = False,
+    tools: Sequence[Mapping[str, object]] | None = None,
+    variables: Mapping[str, object] | None = None,
+    trust_messages: bool = False,
 ) -> PromptBlocks:
     """Return a prompt's tokens and the hashes of its blocks: what a router asks caches for.
 
-    A text is encoded and hashed in one native call, without the interpreter's lock.
+    From text or messages to hashes it is one native call: a conversation is rendered, encoded and hashed without the
+    interpreter's lock.
 
     Parameters
     ----------
@@ -135,8 +138,7 @@ def hash_prompt(
         Encodes the text; not used where ids come.
     text_or_messages
         A text, the ids of one, or chat messages, which need a tokenizer with a chat template
-        (:attr:`infer_accel.tokenize.Tokenizer.chat`) and get the beginning of the answer at their end. For tools
-        and other variables of a template pass the ids of its ``encode``.
+        (:attr:`infer_accel.tokenize.Tokenizer.chat`) and get the beginning of the answer at their end.
     block_size, algorithm
         As for :func:`hash_blocks`.
     salt
@@ -144,7 +146,10 @@ def hash_prompt(
     adapter
         Name and path of a LoRA adapter, as vLLM 0.33 names it; in every block.
     add_special_tokens, parse_special
-        As for :meth:`infer_accel.tokenize.Tokenizer.encode`.
+        For a text: as for :meth:`infer_accel.tokenize.Tokenizer.encode`.
+    tools, variables, trust_messages
+        For messages: as for :meth:`infer_accel.tokenize.ChatTemplate.encode`; ``variables`` may hold ``documents``,
+        and an ``add_generation_prompt`` of its own.
 
     Returns
     -------
@@ -165,16 +170,28 @@ def hash_prompt(
     (2, 32)
     """
     keys = prompt_keys(salt, adapter)
+    fused = not _needs_pickle(algorithm, keys) and _backend.name() == "native"
+    how = {"block_size": block_size, "algorithm": algorithm, "keys": keys}
     if _are_messages(text_or_messages):
-        text_or_messages = _encoded(tokenizer, text_or_messages)
+        from infer_accel.tokenize._chat import clock  # noqa: PLC0415 - nothing else here needs that part
+
+        chat = _chat_of(tokenizer)
+        given = {
+            "messages": text_or_messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        encoding = ({**given, **(variables or {})}, clock(None), trust_messages)
+        if fused:
+            shown, now, trusted = encoding
+            return PromptBlocks(*_implementation.hash_chat(chat, shown, now=now, trusted=trusted, **how))
+        text_or_messages = chat.encode(*encoding)
     if isinstance(text_or_messages, str):
-        if not _needs_pickle(algorithm, keys) and _backend.name() == "native":
+        if fused:
             core = tokenizer._core  # noqa: SLF001 - the native class, which is this package's own
             options = (add_special_tokens, parse_special)
-            ids, hashes = _implementation.hash_prompt(
-                core, text_or_messages, block_size=block_size, algorithm=algorithm, keys=keys, options=options
-            )
-            return PromptBlocks(ids, hashes)
+            return PromptBlocks(*_implementation.hash_prompt(core, text_or_messages, options=options, **how))
         text_or_messages = tokenizer.encode(
             text_or_messages, add_special_tokens=add_special_tokens, parse_special=parse_special
         )
@@ -207,8 +224,8 @@ def _are_messages(prompt: object) -> bool:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)
 
 
-def _encoded(tokenizer: Tokenizer, messages: object) -> npt.NDArray[np.int32]:
-    """Return the ids of messages, with the beginning of the answer, as the model's chat template writes them."""
+def _chat_of(tokenizer: Tokenizer) -> Any:  # noqa: ANN401 - of the backend, whichever it is
+    """Return the native template of a tokenizer's model."""
     chat = tokenizer.chat
     if chat is None:
         message = (
@@ -216,7 +233,7 @@ def _encoded(tokenizer: Tokenizer, messages: object) -> npt.NDArray[np.int32]:
             "or load the tokenizer from a model directory that has one"
         )
         raise TokenizerError(message, code="tokenizer.no_template")
-    return chat.encode(cast("Conversation", messages), add_generation_prompt=True)
+    return chat._core  # noqa: SLF001 - the native class, which is this package's own
 
 
 def none_hash(algorithm: Algorithm = "sha256_cbor") -> bytes:

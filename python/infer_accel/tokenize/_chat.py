@@ -129,7 +129,7 @@ class ChatTemplate:
             Something else than the values above came.
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        prompt: str = self._core.render({"messages": messages, **shared}, _clock(now))
+        prompt: str = self._core.render({"messages": messages, **shared}, clock(now))
         return prompt
 
     def encode(
@@ -165,7 +165,7 @@ class ChatTemplate:
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
         ids: NDArray[np.int32] = self._core.encode(
-            {"messages": messages, **shared}, _clock(now), trust_messages
+            {"messages": messages, **shared}, clock(now), trust_messages
         )
         return ids
 
@@ -185,7 +185,7 @@ class ChatTemplate:
         Arguments and errors as for :meth:`encode`.
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        count: int = self._core.count({"messages": messages, **shared}, _clock(now), trust_messages)
+        count: int = self._core.count({"messages": messages, **shared}, clock(now), trust_messages)
         return count
 
     def render_batch(
@@ -204,7 +204,7 @@ class ChatTemplate:
         Arguments and errors as for :meth:`render`; on at most `num_threads` threads. Heeds Ctrl-C.
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        prompts: list[str] = self._core.render_batch(conversations, shared, _clock(now), num_threads)
+        prompts: list[str] = self._core.render_batch(conversations, shared, clock(now), num_threads)
         return prompts
 
     def encode_batch(
@@ -221,9 +221,7 @@ class ChatTemplate:
     ) -> TokenBatch:
         """Return the ids of many conversations' prompts; arguments and errors as for :meth:`encode`."""
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        ids, offsets = self._core.encode_batch(
-            conversations, shared, _clock(now), trust_messages, num_threads
-        )
+        ids, offsets = self._core.encode_batch(conversations, shared, clock(now), trust_messages, num_threads)
         return TokenBatch(ids, offsets)
 
     def count_batch(
@@ -241,7 +239,7 @@ class ChatTemplate:
         """Return the number of ids of each prompt, int64; arguments and errors as for :meth:`encode`."""
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
         counts: NDArray[np.int64] = self._core.count_batch(
-            conversations, shared, _clock(now), trust_messages, num_threads
+            conversations, shared, clock(now), trust_messages, num_threads
         )
         return counts
 
@@ -262,7 +260,8 @@ def _variables(
     return {**given, **(more or {})}
 
 
-def _clock(now: datetime | None) -> tuple[int, ...]:
+def clock(now: datetime | None) -> tuple[int, ...]:
+    """Return a time, the clock's by default, as the core takes it."""
     moment = datetime.now() if now is None else now  # noqa: DTZ005 - templates show the local time
     date = (moment.year, moment.month, moment.day, moment.hour, moment.minute, moment.second)
     return (*date, moment.microsecond, moment.weekday(), moment.timetuple().tm_yday)

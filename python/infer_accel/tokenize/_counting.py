@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import numpy as np
     from numpy.typing import NDArray
+
+    from infer_accel._typing import Texts
 
 
 class Counts:
@@ -48,14 +48,17 @@ class Counts:
 
     def count_batch(
         self,
-        texts: Iterable[str],
+        texts: Texts,
         *,
         truncation: bool = False,
         add_special_tokens: bool = True,
         parse_special: bool = False,
         num_threads: int | None = None,
     ) -> NDArray[np.int64]:
-        """Return the number of ids of each text, int64 ``[texts]``; arguments as for :meth:`count`."""
+        """Return the number of ids of each text, int64 ``[texts]``.
+
+        Arguments as for :meth:`count`, `texts` as for :meth:`Tokenizer.encode_batch`: also Arrow data.
+        """
         counts: NDArray[np.int64] = self._core.count_batch(
             texts, add_special_tokens, parse_special, truncation, num_threads
         )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from infer_accel._typing import Texts
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenOffsets:
@@ -99,7 +101,7 @@ class Encodes:
 
     def encode_batch(
         self,
-        texts: Iterable[str],
+        texts: Texts,
         *,
         add_special_tokens: bool = True,
         parse_special: bool = False,
@@ -110,7 +112,9 @@ class Encodes:
         Parameters
         ----------
         texts
-            The texts; a single ``str`` is refused.
+            The texts; a single ``str`` is refused. Arrow data of strings (``utf8``, ``large_utf8``, ``utf8_view``; a
+            pyarrow array, a polars series, a column of either, sliced or chunked) is read where it lies, without a
+            string object for each text; nulls are refused, as they have no tokens.
         add_special_tokens, parse_special
             As for :meth:`encode`.
         num_threads
@@ -124,7 +128,10 @@ class Encodes:
         Raises
         ------
         TokenizerError, DTypeError
-            As for :meth:`encode`; nothing is returned for the texts that were fine.
+            As for :meth:`encode`; nothing is returned for the texts that were fine. `texts` are Arrow data of
+            another type, or one of them is null.
+        ArgumentError
+            Arrow data contradict themselves.
         KeyboardInterrupt
             Ctrl-C was pressed.
         """

@@ -1,11 +1,10 @@
-//! `hash_blocks`, `hash_prompt`, `none_hash`.
+//! `hash_blocks`, `none_hash`.
 
 use std::env::{VarError, var};
 
 use infer_accel_kvcache::KvCacheError;
 use infer_accel_kvcache::hash::{Algorithm, BlockHasher, ExtraKeys};
 use infer_accel_tensor::ErrorKind;
-use infer_accel_tokenize::EncodeOptions;
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -15,13 +14,9 @@ use super::extra_keys::BlockKeys;
 use crate::errors::NativeError;
 use crate::run::run;
 use crate::tensor::{TokenIds, TokenView};
-use crate::text::utf8;
-use crate::tokenize::tokenizer::Tokenizer;
 
 /// Hashing a token takes as long as moving about this many bytes.
 const BYTES_PER_TOKEN: usize = 90;
-/// Encoding a byte of text and hashing its tokens takes as long as moving about this many.
-const BYTES_PER_CHARACTER: usize = 70;
 /// Ids that are read and hashed at a time.
 const PIECE: usize = 1024;
 
@@ -44,41 +39,6 @@ pub(super) fn hash_blocks<'py>(
         hash_ids(ids, block_size.0, algorithm, &parent, keys)
     })?;
     rows(py, hashes, algorithm)
-}
-
-/// Ids, and the hashes of their full blocks.
-type PromptBlocks<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<u8>>);
-
-/// Encodes a text and hashes its full blocks, the first with `keys[0]`, the others with `keys[1]`. `options` are
-/// `add_special_tokens` and `parse_special`.
-#[pyfunction]
-#[pyo3(signature = (tokenizer, text, *, block_size, algorithm, keys, options))]
-pub(super) fn hash_prompt<'py>(
-    py: Python<'py>,
-    tokenizer: PyRef<'py, Tokenizer>,
-    text: &Bound<'py, PyAny>,
-    block_size: Count,
-    algorithm: &str,
-    keys: BlockKeys,
-    options: (bool, bool),
-) -> PyResult<PromptBlocks<'py>> {
-    let text = utf8(text)?;
-    let algorithm = Algorithm::from_name(algorithm).map_err(NativeError::from)?;
-    let parent = first_parent(algorithm)?;
-    let (first, later) = (keys.0.first().cloned().flatten(), keys.0.get(1).cloned().flatten());
-    let options = EncodeOptions { add_special_tokens: options.0, parse_special: options.1 };
-    let core = &tokenizer.core;
-    let (ids, hashes) = run(py, text.len() * BYTES_PER_CHARACTER, || {
-        let ids = core.encode(text, options)?;
-        let mut hasher = BlockHasher::new(algorithm, block_size.0).map_err(NativeError::from)?;
-        let mut parent = parent;
-        let mut hashes = vec![0; ids.len() / block_size.0 * algorithm.digest_len()];
-        let keys_of = |block: usize| if block == 0 { first.as_ref() } else { later.as_ref() };
-        hasher.continue_chain(&mut parent, &ids, keys_of, &mut hashes);
-        Ok::<_, NativeError>((ids, hashes))
-    })?;
-    let ids = ids.into_iter().map(u32::cast_signed).collect(); // below 2^24, the most that a vocabulary has
-    Ok((PyArray1::from_vec(py, ids), rows(py, hashes, algorithm)?))
 }
 
 /// Hashes the ids piece by piece: what is read is then in the nearest cache when it is hashed.
@@ -127,7 +87,11 @@ fn hash_ids(
     Ok(hashes)
 }
 
-fn rows(py: Python<'_>, hashes: Vec<u8>, algorithm: Algorithm) -> PyResult<Bound<'_, PyArray2<u8>>> {
+pub(super) fn rows(
+    py: Python<'_>,
+    hashes: Vec<u8>,
+    algorithm: Algorithm,
+) -> PyResult<Bound<'_, PyArray2<u8>>> {
     let digest_len = algorithm.digest_len();
     let num_blocks = hashes.len() / digest_len;
     PyArray1::from_vec(py, hashes).reshape([num_blocks, digest_len])

@@ -10,6 +10,7 @@ mod host;
 mod manager;
 mod nonfinite;
 mod pool;
+mod prompt;
 mod replay;
 mod tier;
 
@@ -37,7 +38,7 @@ pub(crate) mod kvcache {
     #[pymodule_export]
     use super::copy::{page_copy, page_gather, page_scatter};
     #[pymodule_export]
-    use super::hash::{hash_blocks, hash_prompt, none_hash, xxh3_128};
+    use super::hash::{hash_blocks, none_hash, xxh3_128};
     #[pymodule_export]
     use super::host::HostPool;
     #[pymodule_export]
@@ -46,6 +47,8 @@ pub(crate) mod kvcache {
     use super::nonfinite::{scan_nonfinite, scrub};
     #[pymodule_export]
     use super::pool::BlockPool;
+    #[pymodule_export]
+    use super::prompt::{hash_chat, hash_prompt};
     #[pymodule_export]
     use super::replay::{Trace, replay};
     #[pymodule_export]

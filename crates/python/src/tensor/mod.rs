@@ -5,8 +5,10 @@
 //! has the buffer protocol. A read-only flag is honoured wherever the exporter sets one.
 #![allow(unsafe_code)] // the one place where addresses come out of Python objects
 
+mod arrow;
 mod buffer;
 mod bytes;
+mod characters;
 mod dlpack;
 mod exchange;
 mod ids;
@@ -21,7 +23,9 @@ use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 
+pub(crate) use arrow::ArrowTexts;
 pub(crate) use bytes::ByteTable;
+pub(crate) use characters::read_characters;
 pub(crate) use ids::IntTable;
 pub(crate) use lend::lend;
 pub(crate) use target::IntTarget;

@@ -21,11 +21,11 @@ const MAX_DEPTH: usize = 64;
 const LONG: usize = usize::MAX;
 
 /// Year, month, day, hour, minute, second, microsecond, weekday, day of the year.
-type Clock = (i32, u8, u8, u8, u8, u8, u32, u8, u16);
+pub(crate) type Clock = (i32, u8, u8, u8, u8, u8, u32, u8, u16);
 
 /// Conversations to prompts.
 #[pyclass(frozen, module = "infer_accel._native.tokenize")]
-pub(super) struct ChatTemplate {
+pub(crate) struct ChatTemplate {
     template: chat::ChatTemplate,
     tokenizer: Arc<core::Tokenizer>,
 }
@@ -34,6 +34,17 @@ impl ChatTemplate {
     /// A template that came with its tokenizer.
     pub(super) fn over(template: chat::ChatTemplate, tokenizer: Arc<core::Tokenizer>) -> Self {
         Self { template, tokenizer }
+    }
+
+    /// Reads a conversation; what comes back renders and encodes it, and needs no interpreter.
+    pub(crate) fn encoding(
+        &self,
+        variables: &Bound<'_, PyDict>,
+        now: Option<Clock>,
+        trusted: bool,
+    ) -> PyResult<impl FnOnce() -> core::Result<Vec<u32>> + Send + '_> {
+        let conversation = conversation(named(variables, 0)?, now, trusted);
+        Ok(move || self.template.encode(&self.tokenizer, &conversation))
     }
 }
 
@@ -67,8 +78,7 @@ impl ChatTemplate {
         now: Option<Clock>,
         trusted: bool,
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let conversation = conversation(named(variables, 0)?, now, trusted);
-        let ids = run(py, LONG, || self.template.encode(&self.tokenizer, &conversation))?;
+        let ids = run(py, LONG, self.encoding(variables, now, trusted)?)?;
         Ok(int32(ids).into_pyarray(py))
     }
 

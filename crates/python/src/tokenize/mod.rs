@@ -1,7 +1,7 @@
 //! Tokenizers: see the typed module `infer_accel.tokenize`.
 
 mod arguments;
-mod chat;
+pub(crate) mod chat;
 mod prompt_cache;
 mod session;
 mod stream;

@@ -10,7 +10,7 @@ use super::arguments::int32;
 use super::tokenizer::Tokenizer;
 use crate::kvcache::count::Count;
 use crate::run::run;
-use crate::text::utf8;
+use crate::text::LongText;
 
 /// What a cache holds and has done: entries, bytes, capacity, bytes of text reused and encoded, evictions.
 type Stats = (usize, usize, usize, u64, u64, u64);
@@ -39,7 +39,7 @@ impl PromptCache {
         add_special_tokens: bool,
         parse_special: bool,
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let text = utf8(text)?;
+        let text = &*LongText::of(text)?;
         let options = EncodeOptions { add_special_tokens, parse_special };
         let ids = run(py, text.len() * WORK_PER_BYTE, || self.cache.encode(text, options))?;
         Ok(int32(ids).into_pyarray(py))
@@ -53,7 +53,7 @@ impl PromptCache {
         add_special_tokens: bool,
         parse_special: bool,
     ) -> PyResult<usize> {
-        let text = utf8(text)?;
+        let text = &*LongText::of(text)?;
         let options = EncodeOptions { add_special_tokens, parse_special };
         run(py, text.len() * WORK_PER_BYTE, || self.cache.count(text, options))
     }

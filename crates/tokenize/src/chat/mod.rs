@@ -9,6 +9,7 @@ mod methods;
 mod provenance;
 mod python;
 mod reasoning;
+mod slices;
 mod source;
 mod time;
 
@@ -76,7 +77,7 @@ impl ChatTemplate {
                 let reason = format!("it has {} bytes; at most {MAX_SOURCE} are served", template.len());
                 return Err(TokenizeError::Template { reason });
             }
-            let template = source::without_generation_blocks(template);
+            let template = slices::rewritten(&source::without_generation_blocks(template));
             environment.add_template_owned(name, template).map_err(|error| failed(&error))?;
         }
         Ok(Self { environment: Arc::new(environment), special_tokens: source.special_tokens.clone().into() })
@@ -104,7 +105,7 @@ impl ChatTemplate {
         let template = template.map_or_else(|| self.environment.get_template(NAME), Ok);
         let template = template.map_err(|error| failed(&error))?;
         let mut out = Bounded(Vec::new());
-        // The engine has panicked on a template before: `[][::-1]`, in 3.0.5. It is left behind as it is.
+        // The engine has panicked on a template before (on slices of nothing, in 3.0.5). It is left behind as it is.
         let rendered =
             catch_unwind(AssertUnwindSafe(|| template.render_captured_to(context, &mut out).map(drop)));
         let panicked =
@@ -157,6 +158,7 @@ fn environment() -> std::result::Result<Environment<'static>, Error> {
         let kinds = [ValueKind::Undefined, ValueKind::Seq, ValueKind::Map, ValueKind::String];
         kinds.contains(&value.kind())
     });
+    environment.add_function(slices::FUNCTION, slices::slice);
     environment.add_function("raise_exception", |message: &Value| -> std::result::Result<Value, Error> {
         let raised = Raised(python::text(message));
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(raised))

@@ -12,6 +12,7 @@ mod look_avx2;
 mod portable;
 mod prefetch;
 mod table;
+mod utf8;
 
 use crate::pretokenize::block::{self, Starts};
 use crate::pretokenize::grammar::Grammar;
@@ -20,6 +21,7 @@ use infer_accel_tensor::simd::{Tier, tier};
 pub(crate) use look::{PART, look};
 pub(crate) use prefetch::prefetch;
 pub(crate) use table::Table;
+pub use utf8::text_of;
 
 /// Bytes that are classified together.
 pub(crate) const BLOCK: usize = 64;

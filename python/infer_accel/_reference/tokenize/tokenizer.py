@@ -19,7 +19,7 @@ from infer_accel._reference.tokenize.patterns import compile_pattern
 from infer_accel.errors import ArgumentError, DTypeError, IdError, ShapeError, TokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -297,6 +297,12 @@ def _checked(text: object) -> str:
 def _checked_texts(texts: Iterable[object]) -> list[object]:
     if isinstance(texts, str):
         raise DTypeError("one string came where several are expected", code="tokenizer.not_texts")
+    if any(hasattr(texts, name) for name in ("__arrow_c_stream__", "__arrow_c_array__")):
+        # What exports Arrow data knows how to become a list, under one of two names.
+        to_list: Callable[[], list[object]] = getattr(texts, "to_pylist", None) or getattr(texts, "to_list")  # noqa: B009
+        texts = to_list()
+        if None in texts:
+            raise DTypeError("a text is null", code="tokenizer.null_text")
     return list(texts)
 
 

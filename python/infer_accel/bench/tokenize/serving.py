@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infer_accel.bench.harness import Case, Contender, cost
+from infer_accel.kvcache import hash_blocks, hash_prompt, none_hash
 from infer_accel.tokenize import ChatTemplate, PromptCache, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from infer_accel.bench import data
     from infer_accel.bench.harness import Bench
@@ -20,6 +27,7 @@ _PROMPT_CHARACTERS = 160_000
 _TURN_CHARACTERS = 4_000
 _TURNS = 48
 _STREAM_CHARACTERS = 4_000
+_BLOCK = 16
 
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
@@ -30,18 +38,21 @@ _TEMPLATE = (
 def cases(bench: Bench, family: data.Family, prose: str) -> Iterator[Case]:
     """Yield the rows of one family; `prose` is text that nobody has met yet."""
     tokenizer = Tokenizer.from_file(family.tokenizer_json)
-    # One character beyond ASCII, and the interpreter takes longer to give the UTF-8 of the prompt than the cache
-    # takes for all of it: that is its own time, the same for every contender.
-    growing = prose.encode("ascii", "ignore").decode()[: _PROMPT_CHARACTERS + _TURNS * _TURN_CHARACTERS]
-    yield _growing(bench, family, tokenizer, growing)
+    most = _PROMPT_CHARACTERS + _TURNS * _TURN_CHARACTERS
+    yield _growing(bench, family, tokenizer, prose.encode("ascii", "ignore").decode()[:most], "")
+    # One character beyond ASCII, and a whole string must be converted to UTF-8 before anything else.
+    yield _growing(bench, family, tokenizer, "Déjà vu 🦜. " + prose[-most:], ", not all ASCII")
     yield _stream(bench, family, tokenizer, prose[-_STREAM_CHARACTERS:])
     chat = _chat(bench, family, tokenizer, prose[:8_000])
     if chat is not None:
         yield chat
+    hashed = _hashed(bench, family, tokenizer, prose[8_000:16_000])
+    if hashed is not None:
+        yield hashed
     yield _load(bench, family)
 
 
-def _growing(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) -> Case:
+def _growing(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str, which: str) -> Case:
     """Time the ids of a prompt that has grown by one turn since the call before."""
     cache = PromptCache(tokenizer, 16 << 20)
     cache.encode(text[:_PROMPT_CHARACTERS])
@@ -69,7 +80,7 @@ def _growing(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str)
         return Contender(name, lambda: call(turns.next()), check=check)
 
     ours, *peers = (make(name, way) for name, way in ways.items())
-    title = f"a chat of 40k tokens grows by 1k, {family.name}"
+    title = f"a chat of 40k tokens grows by 1k{which}, {family.name}"
     return Case(title, cost("µs", 1e-6), 1, ours, peers, fresh_calls=_TURNS)
 
 
@@ -114,10 +125,7 @@ def _stream(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) 
 def _chat(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) -> Case | None:
     """Time the number of tokens of a conversation, its template included."""
     chat = ChatTemplate(tokenizer, _TEMPLATE)
-    roles = ("user", "assistant")
-    messages = [
-        {"role": roles[at // 400 % 2], "content": text[at : at + 400]} for at in range(0, len(text), 400)
-    ]
+    messages = _messages(text)
     expected = len(tokenizer.encode(chat.render(messages), add_special_tokens=False, parse_special=True))
 
     def check(result: object) -> None:
@@ -147,6 +155,58 @@ def _chat(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) ->
         ),
     ]
     return Case(f"count a chat of 20 messages, {family.name}", cost("µs", 1e-6), 1, ours, peers)
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    """Return a conversation of 20 messages."""
+    roles, each = ("user", "assistant"), len(text) // 20
+    parts = [text[at : at + each] for at in range(0, len(text), each)]
+    return [{"role": roles[turn % 2], "content": part} for turn, part in enumerate(parts)]
+
+
+def _hashed(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) -> Case | None:
+    """Time what a router asks caches for: from messages to the hashes of their blocks."""
+    jinja, cbor2 = bench.rival("jinja2"), bench.rival("cbor2")
+    if jinja is None or cbor2 is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "tokenizer.json").symlink_to(Path(family.tokenizer_json).resolve())
+        Path(folder, "chat_template.jinja").write_text(_TEMPLATE)
+        ours = Tokenizer.from_dir(folder)
+    messages = _messages(text)
+    template = jinja.Environment(trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
+
+    def ids() -> NDArray[np.int32]:
+        prompt = template.render(messages=messages, add_generation_prompt=True)
+        return tokenizer.encode(prompt, add_special_tokens=False, parse_special=True)
+
+    def one_by_one() -> list[bytes]:
+        numbers, hashes, parent = ids().tolist(), [], none_hash("sha256_cbor")
+        for at in range(0, len(numbers) - _BLOCK + 1, _BLOCK):
+            block = (parent, tuple(numbers[at : at + _BLOCK]), None)
+            parent = hashlib.sha256(cbor2.dumps(block, canonical=True)).digest()
+            hashes.append(parent)
+        return hashes
+
+    expected = one_by_one()
+
+    def check(result: Any) -> None:  # noqa: ANN401 - arrays or bytes
+        if [bytes(digest) for digest in result] != expected:
+            raise AssertionError("the hashes differ")
+
+    options: dict[str, Any] = {"block_size": _BLOCK, "trust_messages": True}
+    contender = Contender(
+        "infer-accel hash_prompt", lambda: hash_prompt(ours, messages, **options).hashes, check=check
+    )
+    peers = [
+        Contender("jinja2, infer-accel and hashlib", one_by_one, check=check),
+        Contender(
+            "jinja2 and infer-accel, three calls",
+            lambda: hash_blocks(ids(), block_size=_BLOCK),
+            check=check,
+        ),
+    ]
+    return Case(f"hash a chat of 20 messages, {family.name}", cost("µs", 1e-6), 1, contender, peers)
 
 
 def _load(bench: Bench, family: data.Family) -> Case:
