@@ -96,6 +96,23 @@ def test_the_order_of_ranks_is_that_of_the_cpu(formats: tuple[torch.dtype, torch
     np.testing.assert_array_equal(bits(swapped), bits(wanted))
 
 
+@pytest.mark.parametrize("target", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_kind_of_number_is_rounded_as_on_the_cpu(target: torch.dtype) -> None:
+    patterns = np.random.default_rng(0).integers(0, 1 << 32, (16, 128), dtype=np.uint64).astype(np.uint32)
+    patterns[:4] = patterns[:4] & 0xFFFF0000 | 0x8000  # in the middle between two numbers of bfloat16
+    patterns[4:8] = patterns[4:8] & 0x8FFFE000 | 0x38001000  # and of float16, in its range
+    patterns[8] = patterns[8] & 0x807FFFFF  # subnormal
+    patterns[9] = patterns[9] | 0x7F800000  # not a number
+    patterns[10] = patterns[10] & 0x87FFFFFF | 0x30000000  # subnormal in float16
+    weight = torch.from_numpy(patterns.view(np.float32))
+    nothing = torch.zeros(1, 128), torch.zeros(16, 1)
+    found, wanted = torch.empty(16, 128, dtype=target), torch.empty(16, 128, dtype=target)
+    lora.merge_weights(weight, *nothing, out=wanted)
+    with np.errstate(all="ignore"):
+        kernels.merge_weights(weight, *nothing, scaling=1.0, out=found)
+    np.testing.assert_array_equal(bits(found), bits(wanted))
+
+
 @given(st.sampled_from([torch.float16, torch.bfloat16]), st.integers(33, 130), st.integers(0, 1000))
 @settings(max_examples=12)
 def test_high_ranks_stay_within_the_bound(dtype: torch.dtype, rank: int, seed: int) -> None:
