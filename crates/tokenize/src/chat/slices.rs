@@ -49,10 +49,9 @@ fn tag_end(tag: &str, close: &str) -> Option<usize> {
         match quote {
             Some(_) if byte == b'\\' => drop(bytes.next()),
             Some(open) if open == byte => quote = None,
-            Some(_) => {}
             None if byte == b'"' || byte == b'\'' => quote = Some(byte),
             None if tag.as_bytes().get(at..at + 2) == Some(close.as_bytes()) => return Some(at + 2),
-            None => {}
+            _ => {}
         }
     }
     None
