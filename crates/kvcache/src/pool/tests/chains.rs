@@ -218,6 +218,58 @@ proptest! {
     }
 }
 
+#[test]
+fn what_a_block_does_not_hold_is_not_linked() {
+    let text = |tokens: [u32; 4]| Text { tokens: tokens.to_vec(), keys: 0 };
+    let (mine, other) = (hashes(&text([0, 1, 0, 1]), 0), hashes(&text([1, 1, 0, 1]), 0));
+    let mut world = World::new(8);
+    let mut handles = [0; 2];
+    world.pool.alloc(&mut handles).unwrap();
+    world.pool.cache(&handles, &[mine[0], other[1]], &KEPT).unwrap();
+    let (hasher, first) = hasher(0);
+    assert!(world.pool.has_chains(&Naming::new(&hasher, &first, 0).unwrap()));
+    let [parent, child] = handles.map(|handle| handle as u32);
+    let content = |hash, parent| Content { hash, parent, tokens: &[0, 1], keys: None };
+    // A child of another hash, a parent of another hash, a parent that is not cached.
+    world.pool.link(child, &content(&mine[1], Some((parent, &mine[0]))));
+    world.pool.link(child, &content(&other[1], Some((parent, &other[0]))));
+    world.pool.forget(&[mine[0]]);
+    world.pool.link(child, &content(&other[1], Some((parent, &mine[0]))));
+    world.pool.check_invariants().unwrap();
+    world.pool.cache(&handles[..1], &mine[..1], &KEPT).unwrap();
+    world.walk(&text([0, 1, 0, 1]), 0);
+}
+
+#[test]
+fn what_was_known_a_moment_ago_is_looked_at_again() {
+    let texts = [vec![0, 1, 0, 1, 0], vec![1, 1, 1, 1, 1, 1]].map(|tokens| Text { tokens, keys: 0 });
+    let mut runner = Runner::new(4, &[CacheGroup::Full], true);
+    runner.admit(&texts[0]);
+    let keys = |_: usize| None;
+    runner.manager.recognise(&mut runner.pool, &texts[0].tokens, keys, &mut runner.names);
+    let stale = runner.names.clone();
+    assert_eq!(stale.known(), [1, 2]);
+    // Meanwhile the model changes, and the same blocks get other content.
+    runner.pool.reset();
+    let gone = std::mem::take(&mut runner.running);
+    runner.manager.release(&mut runner.pool, &gone).unwrap();
+    runner.admit(&texts[1]);
+    let gone = std::mem::take(&mut runner.running);
+    runner.manager.release(&mut runner.pool, &gone).unwrap();
+    assert_eq!(runner.pool.stats().cached_blocks, 3);
+    let prompt = Prompt {
+        token_ids: &texts[0].tokens,
+        hashes: stale.hashes(),
+        known: stale.known(),
+        extra_keys: &[],
+        later_keys: None,
+        limit: None,
+        retention: Retention::default(),
+    };
+    assert_eq!(runner.manager.admit(&mut runner.pool, &prompt).unwrap().cached_tokens, 0);
+    runner.manager.check_invariants(&runner.pool).unwrap();
+}
+
 struct Runner {
     pool: BlockPool,
     manager: BlockManager,
