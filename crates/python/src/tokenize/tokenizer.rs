@@ -1,5 +1,6 @@
 //! `Tokenizer`.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,10 +8,11 @@ use infer_accel_tokenize::{self as core, EncodeOptions, TiktokenOptions, TokenBa
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyInt, PyList};
+use pyo3::types::{PyBytes, PyList};
 
 use super::arguments::{flat_ids, int32, int64, invalid_utf8, limit, threads_of, total, work};
 use super::chat::ChatTemplate;
+use super::numbers::Numbers;
 use super::session::Session;
 use super::stream::StreamDecoder;
 use crate::errors::NativeError;
@@ -24,12 +26,15 @@ type Located<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>);
 /// All ids, and where each text's begin.
 pub(super) type Batch<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>);
 
+/// Ids whose memory a thread keeps for its next call: 64 KiB.
+const KEPT_IDS: usize = 1 << 14;
+
 /// A tokenizer, immutable and shared between threads.
 #[pyclass(frozen, module = "infer_accel._native.tokenize")]
 pub(crate) struct Tokenizer {
     pub(crate) core: Arc<core::Tokenizer>,
     /// A ready-made int for each id, made when a list is first asked for.
-    numbers: PyOnceLock<Vec<Py<PyInt>>>,
+    numbers: PyOnceLock<Numbers>,
 }
 
 fn loaded(core: core::Tokenizer) -> Tokenizer {
@@ -78,7 +83,16 @@ impl Tokenizer {
         add_special_tokens: bool,
         parse_special: bool,
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        Ok(int32(self.ids(py, text, add_special_tokens, parse_special)?).into_pyarray(py))
+        self.with_ids(py, text, add_special_tokens, parse_special, |ids| {
+            if ids.capacity() > KEPT_IDS {
+                return Ok(int32(std::mem::take(ids)).into_pyarray(py));
+            }
+            // A copy of this size costs less than an owner of the memory for the array.
+            let numbers = int32(std::mem::take(ids));
+            let array = PyArray1::from_slice(py, &numbers);
+            *ids = numbers.into_iter().map(i32::cast_unsigned).collect();
+            Ok(array)
+        })
     }
 
     /// The ids of a text, as a list.
@@ -90,13 +104,8 @@ impl Tokenizer {
         add_special_tokens: bool,
         parse_special: bool,
     ) -> PyResult<Bound<'py, PyList>> {
-        let ids = self.ids(py, text, add_special_tokens, parse_special)?;
-        let numbers = self.numbers(py)?;
-        let number = |&id: &u32| match numbers.get(id as usize) {
-            Some(number) => number.bind(py).clone(),
-            None => PyInt::new(py, id),
-        };
-        PyList::new(py, ids.iter().map(number))
+        let numbers = self.numbers.get_or_try_init(py, || Numbers::new(py, self.core.vocab_size()))?;
+        self.with_ids(py, text, add_special_tokens, parse_special, |ids| numbers.list(py, ids))
     }
 
     /// The ids of many texts, and where each begins.
@@ -313,24 +322,28 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
-    fn ids(
+    /// Calls `finish` with the ids of a text, in memory that the next short text of this thread uses again.
+    fn with_ids<R>(
         &self,
         py: Python<'_>,
         text: &Bound<'_, PyAny>,
         add_special_tokens: bool,
         parse_special: bool,
-    ) -> PyResult<Vec<u32>> {
+        finish: impl FnOnce(&mut Vec<u32>) -> PyResult<R>,
+    ) -> PyResult<R> {
+        thread_local! {
+            static KEPT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+        }
         let text = utf8(text)?;
         let options = EncodeOptions { add_special_tokens, parse_special };
-        run(py, work(text.len()), || self.core.encode(text, options))
-    }
-
-    fn numbers(&self, py: Python<'_>) -> PyResult<&[Py<PyInt>]> {
-        let make = || {
-            (0..self.core.vocab_size())
-                .map(|id| Ok(id.into_pyobject(py).map_err(PyErr::from)?.unbind()))
-                .collect::<PyResult<Vec<_>>>()
-        };
-        self.numbers.get_or_try_init(py, make).map(Vec::as_slice)
+        // Taken, not borrowed: what runs meanwhile on this thread finds an empty one.
+        let mut ids = if text.len() < KEPT_IDS { KEPT.take() } else { Vec::with_capacity(text.len() / 4) };
+        ids.clear();
+        run(py, work(text.len()), || self.core.encode_into(text, options, &mut ids))?;
+        let result = finish(&mut ids);
+        if ids.capacity() <= KEPT_IDS {
+            KEPT.set(ids);
+        }
+        result
     }
 }
