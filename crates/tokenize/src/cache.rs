@@ -18,7 +18,7 @@ use crate::kernels::{HELD, Table, prefetch};
 use crate::side::Side;
 
 /// Bytes of cache tables that all encoders of the process may keep.
-const PROCESS_LIMIT: usize = 24 << 20;
+const PROCESS_LIMIT: usize = 16 << 20;
 /// Workers that one encoder keeps.
 const PLACES: usize = 8;
 /// Entries of 16 bytes in a worker's hot table: 256 KiB, half of a usual second-level cache.

@@ -14,6 +14,7 @@ mod exchange;
 mod ids;
 mod lend;
 mod numpy;
+mod prefetch;
 mod target;
 mod tokens;
 
@@ -28,6 +29,7 @@ pub(crate) use bytes::ByteTable;
 pub(crate) use characters::read_characters;
 pub(crate) use ids::IntTable;
 pub(crate) use lend::lend;
+pub(crate) use prefetch::prefetch;
 pub(crate) use target::IntTarget;
 pub(crate) use tokens::{TokenIds, TokenView};
 

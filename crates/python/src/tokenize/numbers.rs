@@ -1,8 +1,9 @@
 //! Python's ints for ids, ready-made.
-#![allow(unsafe_code)] // asking for memory ahead of use
 
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList};
+
+use crate::tensor::prefetch;
 
 /// Ids that are asked for together.
 const AHEAD: usize = 64;
@@ -44,18 +45,4 @@ impl Numbers {
             prefetch(int.as_ptr());
         }
     }
-}
-
-/// Asks for the cache line of an address. Changes nothing but time.
-#[inline(always)]
-fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that the program can see and may be given any address; SSE is part of
-        // every x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
