@@ -103,6 +103,9 @@ fn rewrite_one(tag: &str) -> Option<String> {
             b':' => open.last_mut()?.colons.push(at),
             b')' | b']' | b'}' => {
                 let bracket = open.pop()?;
+                if !matches!((bytes.get(bracket.at)?, byte), (b'(', b')') | (b'[', b']') | (b'{', b'}')) {
+                    return None;
+                }
                 *begins.get_mut(at)? = Some(bracket.at);
                 if byte == b']'
                     && let Some(call) = call_of(tag, &bracket, at, &begins)
@@ -244,19 +247,19 @@ mod tests {
 
     #[test]
     fn items_are_those_of_python() {
-        let taken = |length: i64, start, stop, step| {
+        let check = |length: i64, start, stop, step, expected: &[i64]| {
             let items: Vec<i64> = (0..length).collect();
-            backwards(&items, start, stop, step).copied().collect::<Vec<_>>()
+            assert_eq!(backwards(&items, start, stop, step).copied().collect::<Vec<_>>(), expected);
         };
         // Python's own answers.
-        assert_eq!(taken(0, None, None, 1), []);
-        assert_eq!(taken(4, None, None, 1), [3, 2, 1, 0]);
-        assert_eq!(taken(4, Some(3), Some(0), 1), [3, 2, 1]);
-        assert_eq!(taken(4, Some(-10), None, 1), []);
-        assert_eq!(taken(4, Some(10), Some(-10), 2), [3, 1]);
-        assert_eq!(taken(4, Some(-2), Some(-4), 1), [2, 1]);
-        assert_eq!(taken(4, Some(1), Some(2), 1), []);
-        assert_eq!(taken(4, Some(i64::MIN), Some(i64::MAX), 1), []);
-        assert_eq!(taken(4, Some(i64::MAX), Some(i64::MIN), 3), [3, 0]);
+        check(0, None, None, 1, &[]);
+        check(4, None, None, 1, &[3, 2, 1, 0]);
+        check(4, Some(3), Some(0), 1, &[3, 2, 1]);
+        check(4, Some(-10), None, 1, &[]);
+        check(4, Some(10), Some(-10), 2, &[3, 1]);
+        check(4, Some(-2), Some(-4), 1, &[2, 1]);
+        check(4, Some(1), Some(2), 1, &[]);
+        check(4, Some(i64::MIN), Some(i64::MAX), 1, &[]);
+        check(4, Some(i64::MAX), Some(i64::MIN), 3, &[3, 0]);
     }
 }
