@@ -48,14 +48,14 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizeError::IdOutOfRange`], [`TokenizeError::UnassignedId`].
     pub fn decode_bytes(&self, ids: &[u32], skip_special_tokens: bool) -> Result<Vec<u8>> {
+        if let Some(spacing) = self.spacing() {
+            return spacing.bytes(&self.vocabulary, self.shown(ids, skip_special_tokens));
+        }
         if let Pipeline::Fallback(pipeline) = &self.pipeline {
             for &id in ids {
                 self.vocabulary.bytes(id)?;
             }
             return Ok(pipeline.decode(ids, skip_special_tokens)?.into_bytes());
-        }
-        if let Some(spacing) = self.spacing() {
-            return spacing.bytes(&self.vocabulary, self.shown(ids, skip_special_tokens));
         }
         let mut bytes = Vec::with_capacity(ids.len() * 5); // a token of English has four to five bytes
         for &id in ids {
@@ -71,7 +71,7 @@ impl Tokenizer {
     pub(crate) fn spacing(&self) -> Option<&Spacing> {
         match &self.pipeline {
             Pipeline::Native(pipeline) => pipeline.spacing.as_ref(),
-            Pipeline::Fallback(_) => None,
+            Pipeline::Fallback(pipeline) => pipeline.spacing(),
         }
     }
 

@@ -25,8 +25,8 @@ pub enum TokenizeError {
 
     /// The content is no tokenizer format that is known here.
     #[error(
-        "{found} is not a tokenizer that can be loaded; expected a Hugging Face tokenizer.json, a tekken.json or \
-         tiktoken ranks (lines of `base64 rank`); {hint}"
+        "{found} is not a tokenizer that can be loaded; expected a Hugging Face tokenizer.json, a tekken.json, a \
+         SentencePiece model or tiktoken ranks (lines of `base64 rank`); {hint}"
     )]
     UnknownFormat {
         /// What the content looks like.

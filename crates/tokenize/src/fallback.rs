@@ -19,6 +19,8 @@ use tokenizers::{
 use crate::error::{Result, TokenizeError};
 use crate::limits::{Side, Strategy, Truncation};
 use crate::offsets::Located;
+use crate::sentencepiece::SentencePiecePipeline;
+use crate::spacing::Spacing;
 use crate::special::{AddedToken, Matcher};
 use crate::vocabulary::{Entry, Kind, MAX_ID, Vocabulary};
 
@@ -36,7 +38,7 @@ pub(crate) struct FallbackParts<'f> {
 type Variant =
     TokenizerImpl<SharedModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-pub(crate) struct FallbackPipeline {
+pub(crate) struct LibraryPipeline {
     /// Special tokens found in text / left as text.
     parsing: Variant,
     plain: Variant,
@@ -46,12 +48,92 @@ pub(crate) struct FallbackPipeline {
     matcher: Matcher,
 }
 
+/// A pipeline that encodes a text as a whole.
+pub(crate) enum FallbackPipeline {
+    /// The `tokenizers` crate's.
+    Library(Box<LibraryPipeline>),
+    /// Of a SentencePiece model.
+    Model(Box<SentencePiecePipeline>),
+}
+
 impl FallbackPipeline {
     pub(crate) fn new(parts: FallbackParts<'_>) -> Result<(Self, Vocabulary)> {
         tokenizers::parallelism::set_parallelism(false);
-        guarded(|| Self::build(parts))?
+        let (pipeline, vocabulary) = guarded(|| LibraryPipeline::build(parts))??;
+        Ok((Self::Library(Box::new(pipeline)), vocabulary))
     }
 
+    pub(crate) fn from_model(pipeline: SentencePiecePipeline) -> Self {
+        Self::Model(Box::new(pipeline))
+    }
+
+    /// How texts are put together, where the library does not do it.
+    pub(crate) fn spacing(&self) -> Option<&Spacing> {
+        match self {
+            Self::Library(_) => None,
+            Self::Model(pipeline) => Some(&pipeline.spacing),
+        }
+    }
+
+    /// Appends the ids of a text, frame and truncation included, padding not.
+    pub(crate) fn encode_into(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        parse_special: bool,
+        truncate: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        match self {
+            Self::Library(library) => {
+                library.encode_into(text, add_special_tokens, parse_special, truncate, ids)
+            }
+            Self::Model(pipeline) => {
+                pipeline.encode_into(text, add_special_tokens, parse_special, ids);
+                Ok(())
+            }
+        }
+    }
+
+    /// The ids of a text and where they lie in it, in bytes; frame included, truncation and padding not.
+    pub(crate) fn offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        parse_special: bool,
+    ) -> Result<Vec<Located>> {
+        match self {
+            Self::Library(library) => library.offsets(text, add_special_tokens, parse_special),
+            Self::Model(pipeline) => Ok(pipeline.offsets(text, add_special_tokens, parse_special)),
+        }
+    }
+
+    /// The file's added tokens.
+    pub(crate) fn matcher(&self) -> &Matcher {
+        match self {
+            Self::Library(library) => &library.matcher,
+            Self::Model(pipeline) => pipeline.matcher(),
+        }
+    }
+
+    /// The text of these ids, as the library puts it together.
+    pub(crate) fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        match self {
+            Self::Library(library) => library.decode(ids, skip_special_tokens),
+            Self::Model(_) => Ok(String::new()),
+        }
+    }
+
+    /// The id of a token, as the library knows it; `None` where the vocabulary knows.
+    pub(crate) fn token_to_id(&self, token: &str, vocabulary: &Vocabulary) -> Option<u32> {
+        match self {
+            Self::Library(library) => library.parsing.token_to_id(token),
+            Self::Model(_) => vocabulary.id(token),
+        }
+    }
+}
+
+impl LibraryPipeline {
     fn build(parts: FallbackParts<'_>) -> Result<(Self, Vocabulary)> {
         let model: ModelWrapper = serde_json::from_str(parts.model)
             .map_err(|error| TokenizeError::malformed(format!("tokenizer.json: model: {error}")))?;
@@ -100,7 +182,7 @@ impl FallbackPipeline {
     }
 
     /// Appends the ids of a text, frame and truncation included, padding not.
-    pub(crate) fn encode_into(
+    fn encode_into(
         &self,
         text: &str,
         add_special_tokens: bool,
@@ -115,31 +197,16 @@ impl FallbackPipeline {
     }
 
     /// The ids of a text and where they lie in it, in bytes; frame included, truncation and padding not.
-    pub(crate) fn offsets(
-        &self,
-        text: &str,
-        add_special_tokens: bool,
-        parse_special: bool,
-    ) -> Result<Vec<Located>> {
+    fn offsets(&self, text: &str, add_special_tokens: bool, parse_special: bool) -> Result<Vec<Located>> {
         let variant = self.variant(parse_special, false);
         let encoding = guarded(|| variant.encode(text, add_special_tokens))?.map_err(failed)?;
         let ids = encoding.get_ids().iter().copied();
         Ok(ids.zip(encoding.get_offsets().iter().map(|&(start, end)| start..end)).collect())
     }
 
-    /// The file's added tokens.
-    pub(crate) fn matcher(&self) -> &Matcher {
-        &self.matcher
-    }
-
     /// The text of these ids.
-    pub(crate) fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+    fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         guarded(|| self.parsing.decode(ids, skip_special_tokens))?.map_err(failed)
-    }
-
-    /// The id of a token.
-    pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.parsing.token_to_id(token)
     }
 }
 

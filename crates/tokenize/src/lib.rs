@@ -1,8 +1,8 @@
 //! Exact tokenization and token counting for LLM servers.
 //!
-//! A [`Tokenizer`] is read from a Hugging Face `tokenizer.json` or from tiktoken ranks. Byte-level BPE, the family
-//! of GPT-2, cl100k, o200k, Llama 3 and Qwen, runs on a native pipeline; every other `tokenizer.json` runs on the
-//! `tokenizers` crate. Both give the ids of the family's reference, one by one.
+//! A [`Tokenizer`] is read from a Hugging Face `tokenizer.json`, a SentencePiece model or tiktoken ranks. Byte-level
+//! BPE, the family of GPT-2, cl100k, o200k, Llama 3 and Qwen, and SentencePiece's BPE run on a native pipeline; every
+//! other `tokenizer.json` runs on the `tokenizers` crate. Both give the ids of the family's reference, one by one.
 //!
 //! ```no_run
 //! use infer_accel_tokenize::{EncodeOptions, Tokenizer};
@@ -32,6 +32,7 @@ mod offsets;
 pub mod pretokenize;
 mod prompt_cache;
 mod segments;
+mod sentencepiece;
 mod session;
 mod side;
 mod spacing;

@@ -8,7 +8,6 @@ use crate::error::{Result, TokenizeError};
 use crate::vocabulary::Vocabulary;
 
 /// What becomes of a run of bytes that is not UTF-8.
-#[allow(dead_code)] // SentencePiece's own files are next
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Runs {
     /// U+FFFD for every byte of the run, as in the `tokenizers` library.
@@ -18,7 +17,6 @@ pub(crate) enum Runs {
 }
 
 /// Which space at the beginning of a text is taken away.
-#[allow(dead_code)] // SentencePiece's own files are next
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strip {
     None,
@@ -76,7 +74,7 @@ impl Spacing {
         let mut joining = Joining::default();
         for id in ids.clone() {
             let token = self.token(vocabulary, id)?;
-            self.stripped(&mut joining, token, vocabulary.is_byte(id));
+            self.shown(&mut joining, id, token, vocabulary.is_byte(id));
             if joining.started {
                 break;
             }
@@ -105,7 +103,7 @@ impl Spacing {
         for id in ids {
             let token = self.token(vocabulary, id)?;
             let is_byte = vocabulary.is_byte(id);
-            bytes.extend_from_slice(self.stripped(&mut joining, token, is_byte));
+            bytes.extend_from_slice(self.shown(&mut joining, id, token, is_byte));
         }
         Ok(bytes)
     }
@@ -117,7 +115,16 @@ impl Spacing {
         }
     }
 
-    /// What is shown of the next token.
+    /// What is shown of the token with this id.
+    fn shown<'t>(&self, joining: &mut Joining, id: u32, token: &'t [u8], is_byte: bool) -> &'t [u8] {
+        if self.unknown.as_ref().is_some_and(|(unknown, _)| *unknown == id) {
+            joining.started |= !token.is_empty();
+            return token;
+        }
+        self.stripped(joining, token, is_byte)
+    }
+
+    /// What is shown of the next token that is known.
     fn stripped<'t>(&self, joining: &mut Joining, token: &'t [u8], is_byte: bool) -> &'t [u8] {
         if joining.started || token.is_empty() {
             return token;
@@ -156,7 +163,7 @@ impl Spacing {
             return Ok(());
         }
         self.finish(joining, invalid, text)?;
-        let shown = self.stripped(joining, token, false);
+        let shown = self.shown(joining, id, token, false);
         match std::str::from_utf8(shown) {
             Ok(shown) => text.push_str(shown),
             Err(_) => text.push_str(&String::from_utf8_lossy(shown)),
@@ -284,7 +291,7 @@ mod tests {
         assert_eq!(text(Runs::ByCharacter, Strip::OneOfToken, LISTS[2]), "  a");
         assert_eq!(text(Runs::ByCharacter, Strip::EachOfToken, LISTS[2]), "a");
         assert_eq!(text(Runs::ByCharacter, Strip::EachOfToken, LISTS[3]), "  a");
-        assert_eq!(text(Runs::ByCharacter, Strip::OneOfToken, LISTS[9]), "?  ? ");
+        assert_eq!(text(Runs::ByCharacter, Strip::OneOfToken, LISTS[9]), " ?  ? ");
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl StreamDecoder {
     /// and `text` are then as before.
     pub fn step(&mut self, id: u32, text: &mut String) -> Result<()> {
         let token = self.tokenizer.vocabulary.bytes(id)?;
-        if let Pipeline::Fallback(_) = self.tokenizer.pipeline {
+        if let (Pipeline::Fallback(_), None) = (&self.tokenizer.pipeline, self.tokenizer.spacing()) {
             return self.step_window(id, text);
         }
         if self.skip_special_tokens && self.tokenizer.vocabulary.is_special(id) {

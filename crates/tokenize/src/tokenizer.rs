@@ -54,7 +54,8 @@ impl Tokenizer {
         Self { pipeline, vocabulary, limits, eos, chat: None }
     }
 
-    /// Whether the pipeline is the native one; if not, the `tokenizers` crate does the work.
+    /// Whether the pipeline is the native one, which knows where a text may be cut; if not, the `tokenizers` crate, or
+    /// the rest of a SentencePiece model, encodes each text as a whole.
     pub fn is_native(&self) -> bool {
         matches!(self.pipeline, Pipeline::Native(_))
     }
@@ -68,7 +69,7 @@ impl Tokenizer {
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         match &self.pipeline {
             Pipeline::Native(_) => self.vocabulary.id(token),
-            Pipeline::Fallback(pipeline) => pipeline.token_to_id(token),
+            Pipeline::Fallback(pipeline) => pipeline.token_to_id(token, &self.vocabulary),
         }
     }
 

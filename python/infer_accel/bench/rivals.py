@@ -25,6 +25,7 @@ _REQUIREMENTS = {
     "gigatoken": "gigatoken",
     "toktok": "toktok-rs",
     "fastokens": "fastokens",
+    "sentencepiece": "sentencepiece",
 }
 
 

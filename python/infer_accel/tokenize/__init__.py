@@ -1,8 +1,9 @@
 """Text to tokens, token counts, and back: exact, and fast enough to count on a server's event loop.
 
-A :class:`Tokenizer` is read from a Hugging Face ``tokenizer.json`` or from tiktoken ranks. Byte-level BPE
-(GPT-2, cl100k, o200k, Llama 3, Qwen and their relatives) runs on a native pipeline; every other
-``tokenizer.json`` runs on the ``tokenizers`` crate. Either way the ids are those of the family's reference.
+A :class:`Tokenizer` is read from a Hugging Face ``tokenizer.json``, a SentencePiece model or tiktoken ranks.
+Byte-level BPE (GPT-2, cl100k, o200k, Llama 3, Qwen and their relatives) and SentencePiece's BPE (Llama 2,
+Mistral) run on a native pipeline; every other ``tokenizer.json`` runs on the ``tokenizers`` crate. Either way
+the ids are those of the family's reference.
 
 Special tokens in text
     ``parse_special=False``, the default, takes all text as plain text: a user who writes ``<|im_start|>``

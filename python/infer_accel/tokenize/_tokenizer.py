@@ -68,6 +68,7 @@ class Tokenizer(Encodes, Counts, Decodes):
         path
             A Hugging Face ``tokenizer.json``, whose truncation, padding, normalizer and post-processor count;
             Mistral's ``tekken.json``, whose ``<s>`` is put before a text;
+            a SentencePiece ``.model`` of type BPE or Unigram, around whose texts nothing is put;
             or tiktoken ranks (lines of ``base64 rank``) of a well-known vocabulary, recognised by the SHA-256
             of the file: r50k_base, p50k_base, cl100k_base, o200k_base, Llama 3's ``tokenizer.model``,
             ``qwen.tiktoken``.
@@ -87,7 +88,9 @@ class Tokenizer(Encodes, Counts, Decodes):
         Parameters
         ----------
         path
-            A directory with a ``tokenizer.json`` or with tiktoken ranks. The end token (:attr:`eos_token_id`)
+            A directory with a ``tokenizer.json``, or else with tiktoken ranks or a SentencePiece
+            ``tokenizer.model``, which gets the tokens around a text that ``add_bos_token`` and
+            ``add_eos_token`` of ``tokenizer_config.json`` ask for. The end token (:attr:`eos_token_id`)
             is taken from ``tokenizer_config.json`` or ``special_tokens_map.json``, the chat template
             (:attr:`chat`) from ``chat_template.jinja`` or ``tokenizer_config.json``.
 

@@ -21,6 +21,7 @@ use few::Few;
 pub(crate) use merge::{ABREAST, Scratch};
 use pairs::Pairs;
 use token_table::TokenTable;
+pub(crate) use vocabulary::ID_LIMIT;
 use vocabulary::Vocabulary;
 
 /// What a byte-level BPE model is made of.
@@ -73,7 +74,9 @@ fn in_order(mut scores: Vec<(u32, f32)>) -> (Vec<u32>, Vec<u32>) {
     let mut orders: Vec<u32> = Vec::with_capacity(scores.len());
     for (place, (_, score)) in scores.iter().enumerate() {
         let before = place.checked_sub(1).and_then(|before| Some((scores.get(before)?, orders.get(before)?)));
-        let order = before.filter(|((_, other), _)| other == score).map_or(place as u32, |(_, order)| *order);
+        let order = before
+            .filter(|((_, other), _)| other.total_cmp(score).is_eq())
+            .map_or(place as u32, |(_, order)| *order);
         orders.push(order);
     }
     (scores.into_iter().map(|(id, _)| id).collect(), orders)

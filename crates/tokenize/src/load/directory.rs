@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::chat::ChatSource;
 use crate::error::{Result, TokenizeError};
-use crate::load::{read, unknown};
+use crate::load::sentencepiece::Framing;
+use crate::load::{from_bytes_with, read, unknown};
 use crate::tokenizer::Tokenizer;
 
 /// Files that hold a whole tokenizer, in the order in which they are preferred.
@@ -24,7 +25,8 @@ const TOOL_TEMPLATE: &str = "tool_use";
 const DEFAULT_TEMPLATE: &str = "default";
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model's directory: `tokenizer.json`, or else tiktoken ranks; the end token from
+    /// Reads the tokenizer of a model's directory: `tokenizer.json`, or else tiktoken ranks or a SentencePiece model
+    /// (which gets the tokens around a text that the configuration asks for); the end token from
     /// `tokenizer_config.json` or `special_tokens_map.json`; and the chat template from `chat_template.jinja` or
     /// `tokenizer_config.json`.
     ///
@@ -38,7 +40,6 @@ impl Tokenizer {
                 &format!("it has none of the files {}", TOKENIZER_FILES.join(", ")),
             ));
         };
-        let mut tokenizer = Self::from_file(&path)?;
         let mut configurations = Vec::new();
         for path in CONFIGURATION_FILES.map(|name| directory.join(name)).iter().filter(|path| path.is_file())
         {
@@ -46,6 +47,7 @@ impl Tokenizer {
                 .map_err(|error| TokenizeError::malformed(format!("{}: {error}", path.display())))?;
             configurations.push(configuration);
         }
+        let mut tokenizer = from_bytes_with(&read(&path)?, framing(&configurations))?;
         if let Some(token) = configurations.iter().find_map(|file| content(file.get("eos_token")?)) {
             let id = tokenizer.token_to_id(&token).ok_or_else(|| {
                 TokenizeError::malformed(format!(
@@ -61,6 +63,16 @@ impl Tokenizer {
             None => tokenizer,
         })
     }
+}
+
+/// What stands around a text where the tokenizer's own file does not say: `add_bos_token` and `add_eos_token`, or what
+/// `transformers` takes for granted.
+fn framing(configurations: &[Value]) -> Framing {
+    let flag = |name: &str| configurations.iter().find_map(|file| file.get(name)?.as_bool());
+    let class = configurations.iter().find_map(|file| file.get("tokenizer_class")?.as_str());
+    let class = class.map(|class| class.trim_end_matches("Fast"));
+    let begins = matches!(class, Some("LlamaTokenizer" | "CodeLlamaTokenizer" | "GemmaTokenizer"));
+    Framing { begin: flag("add_bos_token").unwrap_or(begins), end: flag("add_eos_token").unwrap_or(false) }
 }
 
 fn text(path: &Path) -> Result<String> {

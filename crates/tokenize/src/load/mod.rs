@@ -3,6 +3,7 @@
 pub(crate) mod bpe_model;
 pub(crate) mod byte_level;
 mod directory;
+mod sentencepiece;
 pub(crate) mod spaced;
 mod tekken;
 mod tiktoken;
@@ -21,7 +22,7 @@ const MAX_FILE_BYTES: u64 = 1 << 30;
 
 impl Tokenizer {
     /// Reads a tokenizer from a file and recognises its format by its content: a Hugging Face `tokenizer.json`,
-    /// Mistral's `tekken.json`, or tiktoken ranks of a well-known vocabulary.
+    /// Mistral's `tekken.json`, a SentencePiece model, or tiktoken ranks of a well-known vocabulary.
     ///
     /// # Errors
     /// [`TokenizeError::Read`], [`TokenizeError::UnknownFormat`], or what the loader finds wrong.
@@ -34,16 +35,7 @@ impl Tokenizer {
     /// # Errors
     /// As for [`Tokenizer::from_file`].
     pub fn from_bytes(content: &[u8]) -> Result<Self> {
-        let first = content.iter().find(|byte| !byte.is_ascii_whitespace());
-        match first {
-            None => Err(unknown("an empty file", "download it again")),
-            Some(b'{') => tokenizer_json::load(content),
-            _ if tiktoken::looks_like_ranks(content) => tiktoken::load_well_known(content),
-            Some(b'v') if content.starts_with(b"version https://git-lfs") => {
-                Err(unknown("a Git LFS pointer", "fetch the file that it stands for (git lfs pull)"))
-            }
-            Some(_) => Err(unknown(&describe(content), "see the documentation of Tokenizer.from_file")),
-        }
+        from_bytes_with(content, sentencepiece::Framing::default())
     }
 
     /// Reads tiktoken ranks: lines of a token in base64 and its rank, which is its id.
@@ -61,6 +53,23 @@ impl Tokenizer {
     /// As for [`Tokenizer::from_tiktoken`].
     pub fn from_tiktoken_bytes(content: &[u8], options: &TiktokenOptions<'_>) -> Result<Self> {
         tiktoken::load(content, options)
+    }
+}
+
+/// A tokenizer from the content of a file; `framing` is for formats that do not say what stands around a text.
+fn from_bytes_with(content: &[u8], framing: sentencepiece::Framing) -> Result<Tokenizer> {
+    if sentencepiece::looks_like_model(content) {
+        return sentencepiece::load(content, framing);
+    }
+    let first = content.iter().find(|byte| !byte.is_ascii_whitespace());
+    match first {
+        None => Err(unknown("an empty file", "download it again")),
+        Some(b'{') => tokenizer_json::load(content),
+        _ if tiktoken::looks_like_ranks(content) => tiktoken::load_well_known(content),
+        Some(b'v') if content.starts_with(b"version https://git-lfs") => {
+            Err(unknown("a Git LFS pointer", "fetch the file that it stands for (git lfs pull)"))
+        }
+        Some(_) => Err(unknown(&describe(content), "see the documentation of Tokenizer.from_file")),
     }
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infer_accel.bench import data
-from infer_accel.bench.tokenize import serving, texts, worst
+from infer_accel.bench.tokenize import serving, spaced, texts, worst
 from infer_accel.bench.tokenize.contenders import field_of
 
 if TYPE_CHECKING:
@@ -43,3 +43,4 @@ def cases(bench: Bench) -> Iterator[Case]:
             yield worst.case(family.name, entrants)
         if every:
             yield from serving.cases(bench, family, corpus.unseen)
+    yield from spaced.cases(bench, corpus)
