@@ -34,7 +34,7 @@ impl Default for Scratch {
     }
 }
 
-/// Merges up to [`ABREAST`] spans, each of at most [`FEW`](super::FEW) bytes, and hands the place of each span among
+/// Merges up to [`ABREAST`] spans, each of at most [`FEW`] bytes, and hands the place of each span among
 /// them and what it became to `emit`, in order. `begin` gives each its first symbols.
 ///
 /// A merge waits for two look-ups in a table that no cache of the processor holds. So each span does one merge and
