@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from infer_accel.tokenize import Tokenizer
 
-TEXTS = ["plain", "", "漢字 🦜 é", "exactly12byt", "longer than twelve bytes, and then some", "a\0b"]
+TEXTS = ["plain", "", "漢字 🦜 é", "twelve bytes", "longer than twelve bytes, and then some", "a\0b"]
 
 
 def same(tokenizer: Tokenizer, arrow: Any, texts: Sequence[str]) -> None:
