@@ -16,7 +16,7 @@ pub struct CacheOptions {
     pub store_deadline: Option<Duration>,
 }
 
-/// What a [`TieredCache`] holds, and what it has done.
+/// What a [`TieredCache`](super::TieredCache) holds, and what it has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
