@@ -13,7 +13,7 @@ pub struct Prompt<'a> {
     pub token_ids: &'a [u32],
     /// The hash of each of its full blocks, filled up with zeros.
     pub hashes: &'a [BlockHash],
-    /// Blocks that held the first of them a moment ago, as [`PromptNames`] has them; each is checked again.
+    /// Blocks that held the first of them a moment ago, as [`PromptNames`](super::names::PromptNames) has them; each is checked again.
     pub known: &'a [u32],
     /// What its blocks were hashed with: empty, or one entry for each full block.
     pub extra_keys: &'a [Option<ExtraKeys>],
