@@ -178,6 +178,13 @@ def test_every_manner_is_the_reference(trained_model: Both, some_texts: list[str
         trained_model.check_session(text, len(text) // 2)
 
 
+def test_long_texts_are_rounded_as_the_reference_rounds_them(trained_model: Both) -> None:
+    for text in (data.english()[-150_000:], data.code()[-150_000:]):
+        expected = trained_model.reference.encode(text)
+        assert trained_model.ours.encode_list(text) == expected
+        assert trained_model.ours.count(text) == len(expected)
+
+
 def test_every_piece_leads_to_its_id(trained_model: Both) -> None:
     ours, reference = trained_model.ours, trained_model.reference
     assert (ours.vocab_size, ours.eos_token_id) == (reference.vocab_size(), reference.eos_id())

@@ -11,6 +11,8 @@ use super::trie::Trie;
 const UNKNOWN_PENALTY: f32 = 10.0;
 /// How good each byte of a user-defined symbol is, the first left out.
 const USER_DEFINED_BONUS: f32 = 0.1;
+/// Below this sum a text begins to count anew: sums this far from zero are rounded by more than scores differ.
+const LOWEST_SUM: f32 = -100_000.0;
 const NOWHERE: u32 = u32::MAX;
 
 pub(crate) struct Unigram {
@@ -58,13 +60,19 @@ impl Unigram {
     /// of the longest piece).
     pub(crate) fn encode(&self, text: &str, mut emit: impl FnMut(usize, usize, u32)) {
         let mut best = vec![Best { id: 0, start: NOWHERE, score: 0.0 }; text.len() + 1];
-        let bytes = text.as_bytes();
+        let (bytes, mut reached) = (text.as_bytes(), 0);
         for (start, character) in text.char_indices() {
             let width = character.len_utf8();
+            let sum = best.get(start).map_or(0.0, |best| best.score);
+            if sum < LOWEST_SUM {
+                let open = best.get_mut(start..=reached).unwrap_or_default();
+                open.iter_mut().for_each(|best| best.score -= sum);
+            }
             let before = best.get(start).map_or(0.0, |best| best.score);
             let mut is_known = false;
             let mut offer = |end: usize, id: u32, score: f32| {
                 let Some(held) = best.get_mut(end) else { return };
+                reached = reached.max(end);
                 let score = score + before;
                 if held.start == NOWHERE || score > held.score {
                     *held = Best { id, start: start as u32, score };
