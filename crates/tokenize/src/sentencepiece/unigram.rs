@@ -65,8 +65,9 @@ impl Unigram {
             let width = character.len_utf8();
             let sum = best.get(start).map_or(0.0, |best| best.score);
             if sum < LOWEST_SUM {
-                let open = best.get_mut(start..=reached).unwrap_or_default();
-                open.iter_mut().for_each(|best| best.score -= sum);
+                for open in best.get_mut(start..=reached).unwrap_or_default() {
+                    open.score -= sum;
+                }
             }
             let before = best.get(start).map_or(0.0, |best| best.score);
             let mut is_known = false;
