@@ -30,8 +30,9 @@ def cases(bench: Bench, corpus: texts.Corpus) -> Iterator[Case]:
     if model is None:
         bench.rivals.absent[f"{_NAME} vocabulary"] = "pip install mistral-common"
         return
-    # The pieces are in the file's own order; the document leaves out what would be put around a text.
-    document = sentencepiece.as_tokenizer_json(sentencepiece.pieces(model)) | {"post_processor": None}
+    # Nothing is put around a text, and nothing in it is special: rivals would find `<s>` in documents that speak of it.
+    document = sentencepiece.as_tokenizer_json(sentencepiece.pieces(model))
+    document |= {"post_processor": None, "added_tokens": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         path.write_text(json.dumps(document), "utf-8")
