@@ -120,11 +120,21 @@ def _decode_step(bench: Bench) -> Case:
     blocks_each = 300
     chance = np.random.default_rng(2)
     prompts = chance.integers(0, _VOCABULARY, (_RUNNING, _PROMPT), dtype=np.int32)
-    manager, batch = _manager(_RUNNING * blocks_each), _Batch(blocks_each)
+    # The null block is one of the pool's.
+    manager, batch = _manager(_RUNNING * blocks_each + 1), _Batch(blocks_each)
     sequences = np.array([manager.admit(prompt).sequence for prompt in prompts], np.int64)
     tokens = chance.integers(0, _VOCABULARY, _RUNNING, dtype=np.int32)
+    room = steps_left = blocks_each * _BLOCK_SIZE - _PROMPT
 
     def run() -> None:
+        nonlocal steps_left
+        if steps_left == 0:
+            # Thousands of calls fill the tables; the sample in which they begin anew is one of many.
+            manager.release(sequences)
+            sequences[:] = [manager.admit(prompt).sequence for prompt in prompts]
+            batch.lengths[:] = _PROMPT
+            steps_left = room
+        steps_left -= 1
         manager.step(sequences, tokens)
         manager.block_tables(sequences, out=batch.tables)
         manager.slot_mapping(sequences, out=batch.slots)
