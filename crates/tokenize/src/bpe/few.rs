@@ -1,18 +1,12 @@
 //! Merging one short span, a merge at a time, so that several spans can take turns while memory answers.
 
-use super::pairs::{NO_RANK, Pairs};
+use super::next_merge::{LANES, NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES, least, merge_at};
+use super::pairs::Pairs;
 use super::symbols::Characters;
-use super::vocabulary::{ID_LIMIT, Vocabulary};
+use super::vocabulary::Vocabulary;
 
 /// The longest span in bytes: looking through all pairs for the next merge is faster than a heap. One bit each.
-pub(crate) const FEW: usize = u64::BITS as usize;
-/// A place below [`FEW`].
-const PLACE_BITS: u32 = FEW.trailing_zeros();
-/// Merges that are compared together.
-const LANES: usize = 8;
-/// See [`merge_at`]. Signed, since comparing signed numbers is what every x86-64 does four at a time.
-const NO_MERGE: i32 = i32::MAX;
-const NO_MERGE_FROM: i32 = (ID_LIMIT << PLACE_BITS) as i32;
+pub(crate) const FEW: usize = PLACES;
 
 /// At most [`FEW`] symbols. Each stays at the place of its first byte; bits say which places still begin one, so that
 /// nothing moves, and neighbours are found without a branch.
@@ -144,24 +138,4 @@ struct Neighbours {
     right: usize,
     is_first: bool,
     is_last: bool,
-}
-
-/// The merge of a symbol with the next one: its rank, then its place, so that the least is the merge that happens
-/// next. No merge is no less than [`NO_MERGE_FROM`].
-#[inline(always)]
-fn merge_at(rank: u32, place: usize) -> i32 {
-    const { assert!(NO_RANK == u32::MAX) };
-    (rank << PLACE_BITS | place as u32) as i32 & i32::MAX
-}
-
-/// The least of the numbers, of which there are a multiple of [`LANES`].
-#[inline(always)]
-fn least(merges: &[i32]) -> i32 {
-    let mut lanes = [NO_MERGE; LANES];
-    for merges in merges.as_chunks::<LANES>().0 {
-        for (least, merge) in lanes.iter_mut().zip(merges) {
-            *least = (*least).min(*merge);
-        }
-    }
-    lanes.into_iter().fold(NO_MERGE, i32::min)
 }

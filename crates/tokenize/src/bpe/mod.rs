@@ -6,6 +6,7 @@ mod few;
 pub(crate) mod key;
 mod long;
 mod merge;
+mod next_merge;
 pub(crate) mod pair_table;
 mod pairs;
 mod symbols;

@@ -3,20 +3,13 @@
 //! The merge that happens next is the least number of all; the least of each group of symbols is kept, so that a merge
 //! looks through the group that it changed and the leasts of the others.
 
-use super::pairs::{NO_RANK, Pairs};
-use super::vocabulary::{ID_LIMIT, Vocabulary};
+use super::next_merge::{NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES as GROUP, least, merge_at};
+use super::pairs::Pairs;
+use super::vocabulary::Vocabulary;
 
 /// The longest span in bytes.
 pub(super) const WINDOW: usize = GROUPS * GROUP;
 const GROUPS: usize = 8;
-const GROUP: usize = 64;
-/// A place in a group.
-const PLACE_BITS: u32 = GROUP.trailing_zeros();
-/// Merges that are compared together.
-const LANES: usize = 8;
-/// Signed, since comparing signed numbers is what every x86-64 does four at a time.
-const NO_MERGE: i32 = i32::MAX;
-const NO_MERGE_FROM: i32 = (ID_LIMIT << PLACE_BITS) as i32;
 /// The neighbour of the first and the last symbol; has a slot, so that writing to it does no harm.
 const NOBODY: u16 = WINDOW as u16;
 
@@ -133,20 +126,6 @@ impl Window {
     #[inline(always)]
     fn look_through(&mut self, group: usize) {
         let merges = &self.merges[group * GROUP..][..GROUP];
-        let mut lanes = [NO_MERGE; LANES];
-        for merges in merges.as_chunks::<LANES>().0 {
-            for (least, merge) in lanes.iter_mut().zip(merges) {
-                *least = (*least).min(*merge);
-            }
-        }
-        self.leasts[group] = lanes.into_iter().fold(NO_MERGE, i32::min);
+        self.leasts[group] = least(merges);
     }
-}
-
-/// The rank, then the place in its group, so that the least is the merge that happens first. No merge is no less than
-/// [`NO_MERGE_FROM`].
-#[inline(always)]
-fn merge_at(rank: u32, place: usize) -> i32 {
-    const { assert!(NO_RANK == u32::MAX) };
-    (rank << PLACE_BITS | (place % GROUP) as u32) as i32 & i32::MAX
 }
