@@ -32,6 +32,8 @@ bench: $(VENV)/.with-bench ## build, install, check against the oracles and time
 
 test: test-rust test-python ## every Rust and Python test
 
+# The same random cases every time, so that what fails is what was changed; `make soak` looks for new ones.
+test-rust: export PROPTEST_RNG_SEED ?= 1
 test-rust:
 	cargo test --locked --workspace --exclude infer-accel-python
 
@@ -42,7 +44,8 @@ test-python: $(VENV)/.with-test
 test-gpu: $(VENV)/.with-test ## the tests that need a GPU: results beside the CPU's, streams, graphs, the link to the host
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
 
-soak: $(VENV)/.with-test ## the same Python tests, with the loops of chance (kills, faults, random steps) at length
+soak: $(VENV)/.with-test ## the same tests on new random cases, with the loops of chance (kills, faults, steps) at length
+	cargo test --locked --workspace --exclude infer-accel-python
 	INFER_ACCEL_SOAK=1 $(BIN)/python -m pytest -o timeout=3600
 
 # The instruments are ordinary code-generation options, so a stable compiler will do; libFuzzer itself comes with its

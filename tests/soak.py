@@ -8,6 +8,11 @@ import os
 VARIABLE = "INFER_ACCEL_SOAK"
 
 
+def is_long() -> bool:
+    """Return whether the environment asks for a soak."""
+    return os.environ.get(VARIABLE, "0") != "0"
+
+
 def repeats(short: int, long: int) -> int:
     """Return `short`, or `long` where the environment asks for a soak."""
-    return long if os.environ.get(VARIABLE, "0") != "0" else short
+    return long if is_long() else short

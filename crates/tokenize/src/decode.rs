@@ -24,7 +24,7 @@ impl Tokenizer {
     /// [`TokenizeError::IdOutOfRange`], [`TokenizeError::UnassignedId`], [`TokenizeError::InvalidUtf8`].
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool, invalid: InvalidUtf8) -> Result<String> {
         if let Some(spacing) = self.spacing() {
-            return spacing.decode(&self.vocabulary, self.shown(ids, skip_special_tokens), invalid);
+            return spacing.decode(&self.vocabulary, ids, skip_special_tokens, invalid);
         }
         let bytes = self.decode_bytes(ids, skip_special_tokens)?;
         match String::from_utf8(bytes) {

@@ -53,13 +53,17 @@ impl Spacing {
     pub(crate) fn decode(
         &self,
         vocabulary: &Vocabulary,
-        ids: impl Iterator<Item = u32>,
+        ids: &[u32],
+        skip_special_tokens: bool,
         invalid: InvalidUtf8,
     ) -> Result<String> {
-        let (mut joining, mut text) =
-            (Joining::default(), String::with_capacity(ids.size_hint().1.unwrap_or(0) * 4));
-        for id in ids {
-            self.step(vocabulary, &mut joining, id, invalid, &mut text)?;
+        let (mut joining, mut text) = (Joining::default(), String::with_capacity(ids.len() * 4));
+        for &id in ids {
+            if skip_special_tokens && vocabulary.is_special(id) {
+                self.skip(&mut joining, invalid, &mut text)?;
+            } else {
+                self.step(vocabulary, &mut joining, id, invalid, &mut text)?;
+            }
         }
         self.finish(&mut joining, invalid, &mut text)?;
         Ok(text)
@@ -69,10 +73,12 @@ impl Spacing {
     pub(crate) fn joining_after(
         &self,
         vocabulary: &Vocabulary,
-        ids: impl DoubleEndedIterator<Item = u32> + Clone,
+        ids: &[u32],
+        skip_special_tokens: bool,
     ) -> Result<Joining> {
+        let is_skipped = |id: u32| skip_special_tokens && vocabulary.is_special(id);
         let mut joining = Joining::default();
-        for id in ids.clone() {
+        for id in ids.iter().copied().filter(|&id| !is_skipped(id)) {
             let token = self.token(vocabulary, id)?;
             self.shown(&mut joining, id, token, vocabulary.is_byte(id));
             if joining.started {
@@ -80,12 +86,13 @@ impl Spacing {
             }
         }
         let mut run = Vec::new();
-        for id in ids.rev() {
+        for &id in ids.iter().rev() {
             let token = self.token(vocabulary, id)?;
-            if !vocabulary.is_byte(id) {
-                break;
+            match (vocabulary.is_byte(id), is_skipped(id)) {
+                (_, true) if self.runs == Runs::Whole => {}
+                (true, false) => run.extend_from_slice(token),
+                _ => break,
             }
-            run.extend_from_slice(token);
         }
         run.reverse();
         joining.shown = std::str::from_utf8(&run).map_or_else(|error| error.valid_up_to(), |_| run.len());
@@ -171,6 +178,15 @@ impl Spacing {
         Ok(())
     }
 
+    /// Goes past a token that is not shown. The `tokenizers` library leaves it out before it puts bytes together,
+    /// so that a run goes on after it; in SentencePiece it is a piece like any other, and ends the run.
+    pub(crate) fn skip(&self, joining: &mut Joining, invalid: InvalidUtf8, text: &mut String) -> Result<()> {
+        match self.runs {
+            Runs::Whole => Ok(()),
+            Runs::ByCharacter => self.finish(joining, invalid, text),
+        }
+    }
+
     /// Ends a run of bytes; on an error all is as it was.
     pub(crate) fn finish(
         &self,
@@ -243,7 +259,7 @@ mod tests {
             id,
             bytes: word.as_bytes().to_vec(),
             kind: Kind::Spaced,
-            special: false,
+            special: id == 259,
         });
         let bytes = (0..=u8::MAX).map(|byte| Entry {
             id: u32::from(byte),
@@ -277,7 +293,7 @@ mod tests {
     fn the_beginning_and_bytes_are_shown_as_each_library_does() {
         let vocabulary = vocabulary();
         let text = |runs, strip, ids: &[u32]| {
-            spacing(runs, strip).decode(&vocabulary, ids.iter().copied(), InvalidUtf8::Replace).unwrap()
+            spacing(runs, strip).decode(&vocabulary, ids, false, InvalidUtf8::Replace).unwrap()
         };
         let hugging_face = ["", "a a", "  a".get(1..).unwrap_or(""), " a", "b", "漢b", "\u{fffd}\u{fffd}b"];
         for (ids, expected) in LISTS.iter().zip(hugging_face) {
@@ -295,6 +311,29 @@ mod tests {
     }
 
     #[test]
+    fn a_skipped_token_ends_a_run_in_sentencepiece_only() {
+        let (vocabulary, ids) = (vocabulary(), [0xe6, 0xbc, 259, 0xa2, 257]);
+        for (runs, expected) in [(Runs::Whole, "漢b"), (Runs::ByCharacter, "\u{fffd}\u{fffd}\u{fffd}b")] {
+            let spacing = spacing(runs, Strip::None);
+            let whole = spacing.decode(&vocabulary, &ids, true, InvalidUtf8::Replace).unwrap();
+            assert_eq!(whole, expected);
+            for cut in 0..ids.len() {
+                let (before, after) = ids.split_at(cut);
+                let mut joining = spacing.joining_after(&vocabulary, before, true).unwrap();
+                let mut text = String::new();
+                for &id in after {
+                    if id == 259 {
+                        spacing.skip(&mut joining, InvalidUtf8::Replace, &mut text).unwrap();
+                    } else {
+                        spacing.step(&vocabulary, &mut joining, id, InvalidUtf8::Replace, &mut text).unwrap();
+                    }
+                }
+                assert!(expected.ends_with(&text) && text.ends_with('b'), "{runs:?} after {cut}: {text:?}");
+            }
+        }
+    }
+
+    #[test]
     fn steps_show_what_the_whole_shows_and_errors_change_nothing() {
         let vocabulary = vocabulary();
         for runs in [Runs::Whole, Runs::ByCharacter] {
@@ -302,7 +341,7 @@ mod tests {
                 let spacing = spacing(runs, strip);
                 for ids in LISTS {
                     let whole = spacing.bytes(&vocabulary, ids.iter().copied()).unwrap();
-                    let strict = spacing.decode(&vocabulary, ids.iter().copied(), InvalidUtf8::Strict);
+                    let strict = spacing.decode(&vocabulary, ids, false, InvalidUtf8::Strict);
                     assert_eq!(strict.ok(), String::from_utf8(whole).ok(), "{ids:?}");
                 }
                 let (mut joining, mut text) = (Joining::default(), String::new());

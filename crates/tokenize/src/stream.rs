@@ -64,9 +64,8 @@ impl StreamDecoder {
     /// As for [`StreamDecoder::step`].
     pub fn after(mut self, ids: &[u32]) -> Result<Self> {
         if let Some(spacing) = self.tokenizer.spacing() {
-            let shown = |id: &u32| !(self.skip_special_tokens && self.tokenizer.vocabulary.is_special(*id));
-            let ids = ids.iter().copied().filter(shown);
-            self.joining = spacing.joining_after(&self.tokenizer.vocabulary, ids)?;
+            self.joining =
+                spacing.joining_after(&self.tokenizer.vocabulary, ids, self.skip_special_tokens)?;
             return Ok(self);
         }
         let context = ids.get(ids.len().saturating_sub(CONTEXT)..).unwrap_or(ids);
@@ -95,7 +94,10 @@ impl StreamDecoder {
             return self.step_window(id, text);
         }
         if self.skip_special_tokens && self.tokenizer.vocabulary.is_special(id) {
-            return Ok(());
+            return match self.tokenizer.spacing() {
+                Some(spacing) => spacing.skip(&mut self.joining, self.invalid, text),
+                None => Ok(()),
+            };
         }
         if let Some(spacing) = self.tokenizer.spacing() {
             return spacing.step(&self.tokenizer.vocabulary, &mut self.joining, id, self.invalid, text);
