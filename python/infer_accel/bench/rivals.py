@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +32,9 @@ _REQUIREMENTS = {
 class Rivals:
     """Modules by name, loaded when first asked for; the missing ones are remembered."""
 
+    #: Version of each distribution of which a module was loaded.
     versions: dict[str, str] = field(default_factory=dict)
+    #: Module → how to get it.
     absent: dict[str, str] = field(default_factory=dict)
 
     def load(self, name: str) -> ModuleType | None:
@@ -44,15 +45,24 @@ class Rivals:
             module = import_module(name)
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
-            requirement = _REQUIREMENTS.get(name, name)
-            self.absent[name] = f"pip install {requirement}" if missing else f"installed, but: {error}"
+            self.absent[name] = (
+                f"pip install {_distribution(name)}" if missing else f"installed, but: {error}"
+            )
             return None
-        self.versions[name] = _version_of(name)
+        self.versions[_distribution(name)] = _version_of(_distribution(name))
         return module
 
+    def version(self, name: str) -> str:
+        """Return the version of the distribution of module `name`, which was loaded."""
+        return self.versions[_distribution(name)]
 
-def _version_of(name: str) -> str:
+
+def _distribution(module: str) -> str:
+    return _REQUIREMENTS.get(module, module.partition(".")[0])
+
+
+def _version_of(distribution: str) -> str:
     try:
-        return version(_REQUIREMENTS.get(name, name.partition(".")[0]))
-    except PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return "unknown"

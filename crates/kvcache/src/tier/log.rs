@@ -4,16 +4,12 @@
 //! whoever reads it after this process was killed, finds all of a batch or nothing of it.
 
 use super::TierError;
-use super::check::PIECE_BYTES;
 use super::chunk::{Batch, Piece};
-use super::device::{write_full, write_lent};
+use super::device::write_full;
 use super::record::{
     BATCH_ALIGNMENT, Key, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, record_bytes,
 };
-use super::rows::SourceRows;
 use super::segment::Segment;
-use crate::kernels::xxh3::{BLOCK_BYTES, Hasher};
-use infer_accel_tensor::simd;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -130,46 +126,6 @@ impl Active {
         let written = (key, self.position, stored_bytes);
         self.position = next;
         Ok(Some(written))
-    }
-}
-
-impl Active {
-    /// Writes a long page from where it lies, each piece just before it is checked: so it comes from memory once, and is
-    /// copied by the system alone. A page that changes meanwhile does not fit its check, and is a miss later.
-    pub(super) fn write_page(
-        &mut self,
-        key: Key,
-        rows: &SourceRows<'_>,
-        row: usize,
-    ) -> Result<Written, TierError> {
-        let segment = &self.segment;
-        let failed = |error| TierError::io("writing", &segment.path, &error);
-        let (file, page_bytes) = (&*segment.file, segment.header.kind.page_bytes as usize);
-        let first = self.position + RECORD_HEADER_BYTES as u64;
-        let mut hasher = Hasher::new(simd::tier(), page_bytes);
-        let mut header = [0; RECORD_HEADER_BYTES];
-        write_full(file, &header, self.position).map_err(failed)?;
-        let (mut done, mut checked) = (0, 0);
-        while done < page_bytes {
-            // Pieces end where pages of the page cache do, and what is checked where blocks of the check do.
-            let until = page_bytes
-                .min((done + RECORD_HEADER_BYTES + 1).next_multiple_of(PIECE_BYTES) - RECORD_HEADER_BYTES);
-            write_lent(file, rows.lend(row, done..until), first + done as u64).map_err(failed)?;
-            done = until;
-            let whole = if done == page_bytes { done } else { done / BLOCK_BYTES * BLOCK_BYTES };
-            rows.check(row, checked..whole, &mut hasher);
-            checked = whole;
-        }
-        let end = first + page_bytes as u64;
-        let next = end.next_multiple_of(BATCH_ALIGNMENT);
-        let padding = [0; BATCH_ALIGNMENT as usize];
-        write_full(file, &padding[..(next - end) as usize], end).map_err(failed)?;
-        let (stored_bytes, check) = (page_bytes as u32, hasher.digest());
-        RecordHeader { key, stored_bytes, packed: false, check }.encode(&segment.header, &mut header);
-        write_full(file, &header, self.position).map_err(failed)?;
-        let written = (key, self.position, stored_bytes);
-        self.position = next;
-        Ok(written)
     }
 }
 

@@ -6,7 +6,7 @@ use super::buffer::Buffer;
 use super::check::Checker;
 use crate::host::HostPool;
 use crate::kernels::copy::RunKernel;
-use crate::kernels::xxh3::{Hasher, Target};
+use crate::kernels::xxh3::Target;
 use infer_accel_tensor::simd;
 use infer_accel_tensor::{TensorMut, TensorRef};
 use std::marker::PhantomData;
@@ -61,39 +61,6 @@ impl Places<'_> {
     }
 }
 
-/// Bytes of the caller's, which others may change meanwhile: to be handed to the system, and never seen as a slice.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lent<'a> {
-    first: *const u8,
-    count: usize,
-    memory: PhantomData<&'a u8>,
-}
-
-impl Lent<'_> {
-    /// Where they lie; `len` of them can be read.
-    pub(super) fn as_ptr(&self) -> *const u8 {
-        self.first
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.count
-    }
-
-    /// All but the first `count`.
-    pub(super) fn behind(&self, count: usize) -> Self {
-        assert!(count <= self.count, "bytes that were not lent");
-        Self { first: self.first.wrapping_add(count), count: self.count - count, memory: PhantomData }
-    }
-
-    /// A copy that nobody changes.
-    pub(super) fn to_vec(self) -> Vec<u8> {
-        let mut copy = vec![0; self.count];
-        // SAFETY: so many bytes can be read, and the copy has room for them.
-        unsafe { std::ptr::copy_nonoverlapping(self.first, copy.as_mut_ptr(), self.count) };
-        copy
-    }
-}
-
 /// Pages to read.
 #[derive(Clone, Copy)]
 pub(super) struct SourceRows<'a> {
@@ -144,18 +111,6 @@ impl<'a> SourceRows<'a> {
             }
             out.set_len(out.len() + count);
         }
-    }
-
-    /// Some bytes of page `row`, where they lie.
-    pub(super) fn lend(&self, row: usize, part: Range<usize>) -> Lent<'a> {
-        Lent { first: self.address(row, &part), count: part.len(), memory: PhantomData }
-    }
-
-    /// Has some bytes of page `row` checked where they lie.
-    pub(super) fn check(&self, row: usize, part: Range<usize>, hasher: &mut Hasher) {
-        let (from, count) = (self.address(row, &part), part.len());
-        // SAFETY: the row exists, is contiguous and has those bytes.
-        unsafe { hasher.absorb(from, count, Target::Nothing) };
     }
 
     fn address(&self, row: usize, part: &Range<usize>) -> *const u8 {

@@ -1,16 +1,14 @@
 //! Storing pages: from the caller's memory to a segment, and making room for one.
 
-use super::check::PIECE_BYTES;
 use super::chunk::{Batch, Chunk, Filler, Piece};
 use super::log::{Active, Writer, Written};
 use super::record::{Key, SegmentHeader, SegmentId, record_bytes};
 use super::rows::SourceRows;
 use super::segment::Segment;
 use super::sync::lock;
-use super::{Checksum, Compression, Inner, TierError, root};
+use super::{Inner, TierError, root};
 use crate::tier::device::{SegmentFile, write_full};
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,11 +18,6 @@ impl Inner {
     ///
     /// The caller's thread copies and checks; where there is a deadline, a thread of the tier writes.
     pub(super) fn store(&self, keys: &[Key], rows: &SourceRows<'_>) -> Result<usize, TierError> {
-        let is_long =
-            self.kind.page_bytes as usize > PIECE_BYTES && self.options.compression == Compression::None;
-        if is_long && self.kind.checksum == Checksum::Xxh3 && self.background.is_none() {
-            return self.store_in_place(keys, rows);
-        }
         let spare = RefCell::new(lock(&self.spare));
         let filler = RefCell::new(Filler::new(keys, rows, self.kind, self.options.compression));
         let outcome = RefCell::new(Ok(()));
@@ -62,24 +55,6 @@ impl Inner {
         let filler = filler.into_inner();
         self.counters.known_pages.add(filler.known);
         outcome.into_inner().map(|()| filler.new_pages())
-    }
-
-    /// The same for long pages that are written from where they lie, on the caller's thread.
-    fn store_in_place(&self, keys: &[Key], rows: &SourceRows<'_>) -> Result<usize, TierError> {
-        let mut seen = HashSet::with_capacity(keys.len());
-        for (row, key) in keys.iter().enumerate() {
-            let mut writer = lock(&self.writer);
-            // Under the lock: another thread may have stored the same page a moment ago.
-            if lock(&self.index).contains(key) || !seen.insert(*key) {
-                self.counters.known_pages.add(1);
-                continue;
-            }
-            let active = self.segment_with_room(&mut writer, record_bytes(self.kind.page_bytes))?;
-            let before = active.position;
-            let written = active.write_page(*key, rows, row)?;
-            self.publish(&mut writer, before, &[written]);
-        }
-        Ok(seen.len())
     }
 
     /// Writes a chunk, and lets its pages be found.

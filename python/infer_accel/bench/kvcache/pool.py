@@ -119,7 +119,7 @@ def _match(bench: Bench, hashes: Bytes) -> Case:
     plain = filled(reference.kvcache.BlockPool(_POOL_BLOCKS))
     peers = [Contender("Python reference", lambda: plain.cached_prefix(hashes), check)]
     if (dynamo := bench.rival("dynamo._core")) is not None:
-        name = f"Dynamo {bench.rivals.versions['dynamo._core']} RadixTree, 64-bit hashes"
+        name = f"Dynamo {bench.rivals.version('dynamo._core')} RadixTree, 64-bit hashes"
         peers.append(Contender(name, _match_of_dynamo(dynamo, hashes), check))
     return Case(
         name=f"BlockPool match, {len(hashes)} cached blocks, hashes given",

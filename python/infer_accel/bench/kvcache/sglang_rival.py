@@ -30,7 +30,7 @@ def load(bench: Bench) -> ModuleType | None:
 
 def name_of(bench: Bench) -> str:
     """Return how the table names it."""
-    return f"SGLang {bench.rivals.versions[_MODULE]}, Rust tree"
+    return f"SGLang {bench.rivals.version(_MODULE)}, Rust tree"
 
 
 class Tree:

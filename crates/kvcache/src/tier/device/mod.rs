@@ -5,7 +5,6 @@ pub(crate) mod faulty;
 #[cfg(unix)]
 mod posix;
 
-use super::rows::Lent;
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,10 +33,6 @@ pub(super) trait SegmentFile: Debug + Send + Sync {
     fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes some of the bytes.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
-    /// Writes some of bytes that others may change meanwhile.
-    fn write_lent_at(&self, bytes: Lent<'_>, offset: u64) -> io::Result<usize> {
-        self.write_at(&bytes.to_vec(), offset)
-    }
     /// Makes what was written durable.
     fn sync(&self) -> io::Result<()>;
     /// Cuts the file, or lets it grow.
@@ -86,21 +81,15 @@ fn fill(
 }
 
 /// Writes all of the bytes.
-pub(super) fn write_full(file: &dyn SegmentFile, bytes: &[u8], offset: u64) -> io::Result<()> {
-    drain(bytes.len(), |done| file.write_at(&bytes[done..], offset + done as u64))
-}
-
-/// As [`write_full`], for bytes that others may change meanwhile.
-pub(super) fn write_lent(file: &dyn SegmentFile, bytes: Lent<'_>, offset: u64) -> io::Result<()> {
-    drain(bytes.len(), |done| file.write_lent_at(bytes.behind(done), offset + done as u64))
-}
-
-fn drain(length: usize, mut write: impl FnMut(usize) -> io::Result<usize>) -> io::Result<()> {
-    let mut done = 0;
-    while done < length {
-        match write(done) {
+pub(super) fn write_full(file: &dyn SegmentFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write_at(bytes, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => done += count.min(length - done),
+            Ok(count) => {
+                let count = count.min(bytes.len());
+                bytes = &bytes[count..];
+                offset += count as u64;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

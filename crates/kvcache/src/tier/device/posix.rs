@@ -1,7 +1,6 @@
-#![allow(unsafe_code)] // preadv2 with RWF_NOWAIT and pwrite of foreign memory, which the standard library does not have
+#![allow(unsafe_code)] // preadv2 with RWF_NOWAIT, which the standard library does not have
 //! Files of a POSIX system.
 
-use super::super::rows::Lent;
 use super::{Device, SegmentFile};
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
@@ -64,15 +63,6 @@ impl SegmentFile for PosixFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         FileExt::write_at(&self.0, bytes, offset)
-    }
-
-    fn write_lent_at(&self, bytes: Lent<'_>, offset: u64) -> io::Result<usize> {
-        use std::os::fd::AsRawFd;
-
-        let offset = offset.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: so many bytes can be read there, and the system does not mind who changes them; the descriptor is open.
-        let count = unsafe { libc::pwrite(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), offset) };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
     fn sync(&self) -> io::Result<()> {
