@@ -92,7 +92,7 @@ def exact(case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(batches(), st.booleans())
-@settings(max_examples=repeats(40, 1000))
+@settings(max_examples=repeats(30, 1000))
 def test_results_stay_within_the_bound(case: dict[str, Any], on_device: bool) -> None:
     stack = CudaStack([entry or [] for entry in case["adapters"]], case["names"], case["slices"])
     wanted, bound = exact(case)
@@ -262,3 +262,92 @@ def test_shared_memory_is_refused() -> None:
     with pytest.raises(errors.OverlapError) as caught:
         call()
     assert caught.value.code == "overlap.adapter"
+
+
+@given(
+    st.sampled_from([(1, 1), (17, 5), (130, 140), (1030, 9)]),
+    st.sampled_from([1, 3, 16, 40]),
+    st.sampled_from([0, 1, 5, 20]),
+    st.tuples(*[st.sampled_from(FORMATS)] * 4),
+    st.sampled_from(["as it is", "columns", "beside a word"]),
+)
+@settings(max_examples=repeats(12, 500))
+def test_one_adapter_stays_within_the_bound(
+    sides: tuple[int, int], rank: int, tokens: int, formats: tuple[torch.dtype, ...], layout: str
+) -> None:
+    features, outputs = sides
+    x, a, b, out = (
+        normal((tokens, features), formats[0], 0),
+        normal((rank, features), formats[1], 1),
+        normal((outputs, rank), formats[2], 2),
+        normal((tokens, outputs), formats[3], 3),
+    )
+    if layout == "columns":
+        a, b = a.T.contiguous().T, b.T.contiguous().T
+    elif layout == "beside a word":  # where vectors of 16 bytes cannot be read
+        a = torch.cat([a.new_zeros(1), a.reshape(-1)])[1:].view(a.shape)
+    wanted = out.double() + 0.7 * ((x.double() @ a.double().T) @ b.double().T)
+    sizes = 0.7 * ((x.double().abs() @ a.double().abs().T) @ b.double().abs().T)
+    before = [tensor.clone() for tensor in (x, a, b)]
+    assert lora.apply_adapter(SaysCuda.of(x), a, b, scaling=0.7, out=out) is out
+    bound = (features + rank + 16) * 2.0**-23 * sizes + (UNITS[out.dtype] + 2.0**-22) * wanted.abs()
+    assert bool(((out.double() - wanted).abs() <= bound).all())
+    assert all(torch.equal(*pair) for pair in zip(before, (x, a, b), strict=True))
+
+
+def test_one_adapter_is_read_where_it_lies() -> None:
+    a, b = torch.ones(2, 8), torch.ones(6, 2)
+    stack = CudaStack([[(a, b, 1.0)]], [0], None, is_lent=True)
+    assert stack.table is not None
+    assert stack.table[0, :2].tolist() == [a.data_ptr(), b.data_ptr()]
+    transposed = CudaStack([[(a.T.contiguous().T, b, 1.0)]], [0], None, is_lent=True)
+    assert transposed.table is not None
+    assert transposed.table[0, 0].item() != b.data_ptr()
+
+
+BAD_SINGLE_CALLS: list[tuple[str, dict[str, Any], type[errors.InferAccelError], str]] = [
+    ("rank", {"lora_B": torch.ones(6, 3)}, errors.ShapeError, "shape.mismatch"),
+    ("features", {"x": torch.ones(3, 5)}, errors.ShapeError, "shape.mismatch"),
+    ("tokens", {"x": torch.ones(2, 4)}, errors.ShapeError, "shape.mismatch"),
+    ("outputs", {"out": torch.zeros(3, 7)}, errors.ShapeError, "shape.mismatch"),
+    ("vector", {"lora_A": A[0]}, errors.ShapeError, "shape.matrix"),
+    ("columns", {"x": torch.ones(4, 3).T}, errors.LayoutError, "layout.tokens"),
+    ("expanded out", {"out": torch.zeros(1, 6).expand(3, 6)}, errors.LayoutError, "layout.self_overlap"),
+    ("another GPU", {"lora_A": OnDevice.of(2, 4)}, errors.DeviceError, "device.mixed"),
+    ("out elsewhere", {"out": OnDevice.of(3, 6)}, errors.DeviceError, "device.mixed"),
+    ("integers", {"lora_B": B.int()}, errors.DTypeError, "dtype.unsupported"),
+    ("an array of strings", {"x": np.array([["a"]])}, errors.DTypeError, "dtype.unknown"),
+    ("scaling", {"scaling": float("nan")}, errors.ArgumentError, "argument.scaling"),
+    ("gradient", {"lora_A": torch.ones(2, 4, requires_grad=True)}, errors.GradientError, "gradient.recorded"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "code"),
+    [case[1:] for case in BAD_SINGLE_CALLS],
+    ids=[case[0] for case in BAD_SINGLE_CALLS],
+)
+def test_bad_calls_with_one_adapter_are_refused(
+    call: dict[str, Any], kind: type[errors.InferAccelError], code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launched(*_: Any, **__: Any) -> None:
+        raise AssertionError("a kernel was launched")
+
+    monkeypatch.setattr(kernels, "_launch", launched)
+    given = {"x": X, "lora_A": A, "lora_B": B, "out": OUT, "scaling": 1.0} | call
+    with pytest.raises(kind) as caught:
+        kernels.apply_adapter(**given)
+    assert caught.value.code == code
+    assert not OUT.any()
+
+
+def test_memory_that_one_adapter_shares_is_refused() -> None:
+    memory = torch.ones(6, 6)
+    calls: list[Callable[[], None]] = [
+        lambda: kernels.apply_adapter(X, A, memory[:, :2], scaling=1.0, out=memory[:3]),
+        lambda: kernels.apply_adapter(X, memory[:2, :4], B, scaling=1.0, out=memory[1:4]),
+    ]
+    for call in calls:
+        with pytest.raises(errors.OverlapError) as caught:
+            call()
+        assert caught.value.code == "overlap.adapter"

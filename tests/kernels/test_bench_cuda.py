@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take pages of a few tiles: the interpreter is no faster where there is nothing new to see."""
+    monkeypatch.setattr("infer_accel.bench.cuda.pages._PAGES", (4 << 10, 16 << 10, 32 << 10, 64 << 10))
+    monkeypatch.setattr("infer_accel.bench.cuda.pages._LINK_PAGES", (8 << 10, 16 << 10, 32 << 10))
+
+
 def rehearsal() -> Gpu:
     return Gpu(torch.device("cpu"), call_bytes=64 << 10, calls=1)
 

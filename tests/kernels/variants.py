@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: A100, H100 and H200, B200.
 ARCHITECTURES = (80, 90, 100)
+#: Those whose instructions are looked at too.
+READ_ARCHITECTURES = ARCHITECTURES if repeats(0, 1) else (90,)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def page_copies() -> Iterator[Variant]:
         (8, 2, 2048, 0, True, False, wide),
         (8, 2, 512, 0, False, False, wide),
         (8, 2, 16, 1, False, True, wide),
+        (8, 1, 256, 0, True, False, ("LDG.E.EF.64",)),
         (4, 1, 1024, 2, True, False, ("LDG.E.EF",)),
+        (2, 1, 64, 1, False, False, ("LDG.E.EF.U16",)),
         (1, 1, 16, 0, True, False, ("LDG.E.EF.U8",)),
         *(rarer_page_copies() if repeats(0, 1) else ()),
     ):
@@ -88,10 +92,12 @@ def merges() -> Iterator[Variant]:
     forms = [
         # weight, lora_A, lora_B, steps of 1, aligned, tensor cores
         (bf16, bf16, bf16, 0, True, False),
+        (f16, f16, f16, 0, True, False),
         (f32, f32, f32, 0, True, False),
         (bf16, bf16, bf16, 0, True, True),
         (f16, f16, f16, 0, True, True),
         (e4m3, bf16, bf16, 0, True, False),
+        (e5m2, bf16, bf16, 0, True, False),
     ]
     if repeats(0, 1):
         forms += [(weight, a, b, 0, True, False) for weight, a, b in product((f32, f16, bf16), repeat=3)]
@@ -142,7 +148,7 @@ def applications() -> Iterator[Variant]:
     expand = {"hidden": "*fp32", "out": "", **common, "parts": "i32", "out_step": "i32"}
     pointers = {0: "*fp32", 1: "*fp16", 2: "*u16"}
     f32, f16, bf16 = range(3)
-    forms = [(bf16, bf16, 16), (bf16, bf16, 64), (f32, f32, 16)]
+    forms = [(dtype, dtype, ranks) for dtype, ranks in product((bf16, f16, f32), (16, 32, 64))]
     if repeats(0, 1):
         forms += list(product((f32, f16, bf16), (f32, f16, bf16), (16, 32, 64)))
     known: set[str] = set()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Integers = npt.NDArray[np.int32]
 
-__all__ = ["TOKENS", "checked_ids", "items_on_device", "items_on_host", "most_items"]
+__all__ = ["TOKENS", "checked_ids", "items_of_one", "items_on_device", "items_on_host", "most_items"]
 
 #: Tokens of a work item: the least that tensor cores multiply. It never varies, so that neither do results.
 TOKENS = 16
@@ -63,6 +63,14 @@ def items_on_host(ids: npt.NDArray[np.int64], names: list[int]) -> tuple[Integer
     lengths = np.minimum(np.repeat(counts, pieces) - within, TOKENS)
     work = np.stack([np.repeat(found, pieces), starts, lengths], axis=1)
     return order.astype(np.int32), work.astype(np.int32)
+
+
+def items_of_one(tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same where all tokens have one adapter; a graph can hold it, and nothing is uploaded."""
+    order = torch.arange(tokens, dtype=torch.int32, device=device)
+    starts = order[::TOKENS]
+    work = torch.stack([torch.zeros_like(starts), starts, (tokens - starts).clamp_(max=TOKENS)], dim=1)
+    return order, work
 
 
 def most_items(tokens: int, adapters: int) -> int:

@@ -28,7 +28,7 @@ _OLDEST = (8, 0)
 #: Tables that calls share, by device and content, and those of them that graphs read.
 _constants: dict[tuple[torch.device, str, bytes], torch.Tensor] = {}
 _captured: set[tuple[torch.device, str, bytes]] = set()
-_MOST_CONSTANTS = 256
+_MOST_CONSTANTS = 4096
 
 #: What copies under way still read or write, with the event that ends each.
 _pending: list[tuple[Any, tuple[Any, ...]]] = []

@@ -26,6 +26,8 @@ class CudaStack:
 
     For each adapter and slice the table has six numbers: the addresses of lora_A and of its rows of lora_B, the rank,
     the bits of the scaling, the first output and the number of outputs. A product for all slices stands in each.
+
+    With `is_lent` the matrices are used where they lie, as long as the kernels can read them there.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class CudaStack:
         adapters: Sequence[Sequence[Product | None]],
         ids: Sequence[int],
         slices: Sequence[int] | None,
+        *,
+        is_lent: bool = False,
     ) -> None:
         count = max([1, *map(len, adapters)]) if slices is None else len(slices)
         self.in_features: int | None = None
@@ -55,16 +59,19 @@ class CudaStack:
         named = [("an adapter", tensor) for adapter in checked for p in adapter if p for tensor in p[:2]]
         self.device = require_one_device(named) if named else None
         # Copies, so that the caller's may change; the table holds their addresses, so they are kept.
-        self._kept = [[product and _copied(product, dtype) for product in adapter] for adapter in checked]
+        own = _lent if is_lent else _copied
+        self._kept = [[product and own(product, dtype) for product in adapter] for adapter in checked]
         self.nbytes = sum(t.nbytes for adapter in self._kept for p in adapter if p for t in p[:2])
         self.table: torch.Tensor | None = None
         self.names: torch.Tensor | None = None
         if self.device is not None:
             launch = Launch.on(self.device)
             rows = [row for adapter in self._kept for row in self._rows(adapter)]
+            # What is lent is described anew by each call, and a graph keeps what its calls describe.
+            place = launch.constant if is_lent else launch.upload
             with launch.entered():
-                self.table = launch.upload(np.array(rows, np.int64))
-                self.names = launch.upload(np.array(self.ids, np.int64))
+                self.table = place(np.array(rows, np.int64))
+                self.names = place(np.array(self.ids, np.int64))
 
     @property
     def rank(self) -> int:
@@ -130,6 +137,13 @@ def _copied(product: Placed, dtype: torch.dtype) -> Placed:
     with torch.no_grad():
         own = [tensor.to(dtype, copy=True).contiguous() for tensor in (a, b)]
     return own[0], own[1], factor
+
+
+def _lent(product: Placed, dtype: torch.dtype) -> Placed:
+    """Return the product itself where the kernels can read it as it lies, a copy elsewhere."""
+    a, b, _ = product
+    is_packed = all(tensor.dtype == dtype and tensor.is_contiguous() for tensor in (a, b))
+    return product if is_packed and a.data_ptr() % 16 == 0 else _copied(product, dtype)
 
 
 def _checked_ids(ids: Sequence[Any]) -> list[int]:

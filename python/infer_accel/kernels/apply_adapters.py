@@ -1,4 +1,4 @@
-"""Applying a mixed batch of adapters to CUDA tensors."""
+"""Applying one adapter, or a mixed batch of them, to CUDA tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from infer_accel.errors import ArgumentError, DeviceError, DTypeError, LayoutErr
 from infer_accel.kernels import _batch, _triton
 from infer_accel.kernels._arguments import require_one_device
 from infer_accel.kernels._device import Launch
-from infer_accel.kernels._matrices import FORMATS, matrix, refuse_shared, require_unlike_rows
+from infer_accel.kernels._matrices import FORMATS, matrix, refuse_shared, require_equal, require_unlike_rows
 from infer_accel.kernels._stack import CudaStack
 
-__all__ = ["apply_adapters"]
+__all__ = ["apply_adapter", "apply_adapters"]
 
 #: Features that one program sums up: long inner products are cut, so that few tokens keep many programs busy. The parts
 #: depend on the layer alone, and so does the order of every sum.
@@ -23,6 +23,28 @@ _OUTPUTS = 128
 #: Ranks of a step of the expansion. 32 of them, by 128 outputs, are more addresses than registers.
 _EXPAND_RANKS = 16
 _WARPS = 4
+
+
+def apply_adapter(x: object, lora_A: object, lora_B: object, *, scaling: float, out: object) -> None:
+    """Add to the outputs of all tokens what one adapter makes of them; its matrices are used where they lie."""
+    features, x_format = matrix(x, "x")
+    target, out_format = matrix(out, "out", written=True)
+    a, b = matrix(lora_A, "lora_A")[0], matrix(lora_B, "lora_B")[0]
+    require_equal("out and x", "number of tokens", len(target), len(features))
+    require_equal("lora_A and lora_B", "rank", a.shape[0], b.shape[1])
+    require_equal("lora_A and x", "in_features", a.shape[1], features.shape[1])
+    require_equal("lora_B and out", "out_features", b.shape[0], target.shape[1])
+    _require_tokens_in_rows(features, target)
+    named = [("x", features), ("lora_A", a), ("lora_B", b)]
+    device = require_one_device([*named, ("out", target)])
+    require_unlike_rows(target, "out")
+    refuse_shared([("out", target)], named, "overlap.adapter")
+    stack = CudaStack([[(a, b, scaling)]], [0], None, is_lent=True)
+    if target.numel() and stack.rank:
+        launch = Launch.on(device)
+        with launch.entered():
+            batch = _batch.items_of_one(len(features), device)
+            _launch(features, target, stack, *batch, formats=(x_format, out_format))
 
 
 def apply_adapters(x: object, stack: object, adapter_ids: object, *, out: object) -> None:
@@ -72,6 +94,10 @@ def _require_shapes(features: torch.Tensor, target: torch.Tensor, stack: CudaSta
     if None not in stack.slices and target.shape[1] != stack.out_features:
         message = f"out has {target.shape[1]} outputs, and the stack is of a layer with {stack.out_features}"
         raise ShapeError(message, code="shape.stack")
+    _require_tokens_in_rows(features, target)
+
+
+def _require_tokens_in_rows(features: torch.Tensor, target: torch.Tensor) -> None:
     for name, tensor in (("x", features), ("out", target)):
         if tensor.shape[1] > 1 and tensor.stride(1) != 1:
             message = f"the numbers of a token do not lie one after the other in {name}; pass it contiguous"

@@ -40,10 +40,10 @@ _EVERY = 1 << 40
 _BLOCK = 128
 
 #: Rows and columns of a tile: 32 sums for each of 256 threads. The interpreter does not know threads, and takes as long
-#: for what a mask hides as for the rest.
+#: for what a mask hides as for the rest; what it takes long for are steps of a loop.
 _TILE = (64, 128)
-_INTERPRETED_TILE = (16, 32)
-_RANKS, _TENSOR_CORE_RANKS = 16, 64
+_INTERPRETED_TILE = (32, 64)
+_RANKS, _INTERPRETED_RANKS, _TENSOR_CORE_RANKS = 16, 4, 64
 _WARPS = 8
 _PROGRAMS = 4
 
@@ -214,6 +214,13 @@ def _tile() -> tuple[int, int]:
     return _INTERPRETED_TILE if _triton.is_interpreted() else _TILE
 
 
+def _ranks(form: _Form) -> int:
+    """Return how many ranks a step of the product has."""
+    if form.TENSOR_CORES:
+        return _TENSOR_CORE_RANKS
+    return _INTERPRETED_RANKS if _triton.is_interpreted() else _RANKS
+
+
 def _launch(layers: Sequence[_Layer]) -> None:
     """Launch the kernel once for each form."""
     if not layers:
@@ -250,7 +257,7 @@ def _launch(layers: Sequence[_Layer]) -> None:
                 **form._asdict(),
                 ROWS=_tile()[0],
                 COLUMNS=_tile()[1],
-                RANKS=_TENSOR_CORE_RANKS if form.TENSOR_CORES else _RANKS,
+                RANKS=_ranks(form),
                 INTERPRETED=_triton.is_interpreted(),
                 num_warps=_WARPS,
             )

@@ -65,7 +65,7 @@ def merge_layers(
     TENSOR_CORES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    RANKS: tl.constexpr,  # of a step, on tensor cores
+    RANKS: tl.constexpr,  # of a step; an even number of them
     INTERPRETED: tl.constexpr,
 ):
     """Add to each weight the product of its adapter, tile by tile, each element rounded once."""

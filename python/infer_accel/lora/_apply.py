@@ -72,9 +72,15 @@ def apply_adapter(
         A torch tensor whose gradient is being recorded, or that lies on another device.
     ArgumentError
         A `scaling` that is not finite in float32, or a `num_threads` below 1.
+    BackendError
+        CUDA tensors, and no Triton.
 
     Notes
     -----
+    On CUDA all four lie on one GPU, and the features of a token lie one after the other in `x` and `out`. The call is
+    asynchronous, on torch's current stream, and its bound is the one that the page "CUDA tensors" gives; what is below
+    holds for the CPU. To apply the same adapter often, or several, make an :class:`AdapterStack`.
+
     Let ``m = |scaling| · |x| @ |lora_A|.T @ |lora_B|.T``. Short of overflow and underflow, the result differs
     from the exact one, ``y``, by at most ``(⌈in_features / 16⌉ + rank + 6) · 2⁻²⁴ · 1.01 m + (u + 2⁻²³) ·
     |y|``, where ``u`` is 2⁻²⁴, 2⁻¹¹ or 2⁻⁸ for an `out` of float32, float16 or bfloat16. The order of
@@ -90,6 +96,11 @@ def apply_adapter(
     >>> apply_adapter(x, np.ones((1, 2), np.float32), np.array([[1], [0], [-1]], np.float32), out=out)
     array([[ 3.5,  0.5, -2.5]], dtype=float32)
     """
+    if getattr(x, "is_cuda", False):
+        from infer_accel.kernels import apply_adapters as cuda  # noqa: PLC0415 - with the first CUDA tensor, not before
+
+        cuda.apply_adapter(x, lora_A, lora_B, scaling=scaling, out=out)
+        return out
     _core.apply_adapter(x, lora_A, lora_B, scaling=scaling, out=out, num_threads=num_threads)
     return out
 
