@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from infer_accel.bench.rows import Row, write_document
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from infer_accel.bench.rows import Json
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -39,12 +43,17 @@ def pictures(notebook: Any) -> int:
 def without_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the stand-ins: what a real model says is what is committed, and takes longer."""
     monkeypatch.setenv("INFER_ACCEL_TEST_CACHE", str(tmp_path / "absent"))
-    for name in ("MODEL", "ADAPTER", "TRACE"):
+    for name in ("MODEL", "ADAPTER", "TRACE", "RECORD"):
         monkeypatch.delenv(name, raising=False)
 
 
 def test_all_are_there() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"cpu_benchmarks", "merging_without_regret", "prefix_caching"}
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "cpu_benchmarks",
+        "gpu_benchmarks",
+        "merging_without_regret",
+        "prefix_caching",
+    }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -68,6 +77,43 @@ def test_it_runs(path: Path) -> None:
     fresh = run(path)
     assert pictures(fresh) >= pictures(committed) > 0
     assert not any(output.get("name") == "stderr" for output in outputs(fresh))
+
+
+def text(notebook: Any) -> str:
+    return "".join(output.get("text", "") for output in outputs(notebook))
+
+
+def first_cells(path: Path, count: int, before: str = "") -> Any:
+    """Return a notebook that has some code of its own, and then the first cells of another."""
+    cells = nbformat.read(path, as_version=4).cells[:count]
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(before), *cells])
+
+
+def test_a_record_of_a_gpu_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        Row("kvcache", "cuda: page_copy 16 KiB pages", "GB/s", "higher", 90.0, {"torch": 60.0}, 100.0, 0.9),
+        Row("lora", "cuda: merge", "ms", "lower", 4.0, {}, None, None),
+        Row("lora", "merge on the CPU", "ms", "lower", 4.0, {"numpy": 9.0}, None, None),
+    ]
+    machine: dict[str, Json] = {
+        "date": "2026-11-22",
+        "gpu": {"name": "a GPU that is not there", "driver": "1.2", "cuda": None},
+    }
+    write_document(tmp_path / "record.json", machine, rows)
+    monkeypatch.setenv("RECORD", str(tmp_path / "record.json"))
+    nbformat.write(first_cells(FOLDER / "gpu_benchmarks.ipynb", 4), tmp_path / "cut.ipynb")
+    shown = run(tmp_path / "cut.ipynb")
+    assert "name a GPU that is not there, driver 1.2" in text(shown)
+    assert "No record" not in text(shown)
+    assert pictures(shown) == 1
+
+
+def test_without_torch_the_gpu_notebook_says_so(tmp_path: Path) -> None:
+    absent = "import sys\nsys.modules['torch'] = sys.modules['triton'] = None"
+    nbformat.write(first_cells(FOLDER / "gpu_benchmarks.ipynb", 99, absent), tmp_path / "absent.ipynb")
+    shown = run(tmp_path / "absent.ipynb")
+    assert "torch is not installed" in text(shown)
+    assert pictures(shown) == 2
 
 
 def test_a_cell_that_fails_is_noticed(tmp_path: Path) -> None:
