@@ -296,3 +296,66 @@ def test_host_memory_as_torch_sees_it() -> None:
     else:
         assert pool.pinned
         assert pool.tensor().is_pinned()
+
+
+class Runtime:
+    """What the pool asks of CUDA's runtime."""
+
+    def __init__(self, result: int = 0) -> None:
+        self.result = result
+        self.registered: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, count: int, flags: int) -> int:
+        assert flags == 0
+        if self.result == 0:
+            assert address not in self.registered
+            self.registered[address] = count
+        return self.result
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
+        return 0
+
+
+def with_a_gpu(monkeypatch: pytest.MonkeyPatch, result: int = 0) -> Runtime:
+    runtime = Runtime(result)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    return runtime
+
+
+@pytest.mark.parametrize("pin", [None, True])
+def test_host_memory_is_pinned_as_long_as_anybody_has_it(
+    pin: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = with_a_gpu(monkeypatch)
+    pool = kvcache.HostPool(4, 64, pin=pin)
+    assert pool.pinned
+    assert runtime.registered == {pool.pages.ctypes.data: 256}
+    pool.pages[1] = 5
+    tensor, view = pool.tensor()[1:2], pool.pages[1]
+    del pool
+    gc.collect()
+    assert runtime.registered, "a tensor of the memory is still there, and a copy may be under way"
+    assert tensor.sum() == 5 * 64
+    del tensor
+    gc.collect()
+    assert runtime.registered
+    assert view.tolist() == [5] * 64
+    del view
+    gc.collect()
+    assert runtime.registered == {}
+
+
+def test_host_memory_that_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = with_a_gpu(monkeypatch)
+    assert not kvcache.HostPool(4, 64, pin=False).pinned
+    assert not kvcache.HostPool(0, 64).pinned
+    assert runtime.registered == {}
+    with_a_gpu(monkeypatch, result=2)
+    pool = kvcache.HostPool(4, 64)
+    assert not pool.pinned
+    assert not pool.pages.any()
+    with pytest.raises(errors.DeviceError, match="refused to pin") as caught:
+        kvcache.HostPool(4, 64, pin=True)
+    assert caught.value.code == "device.pin"

@@ -170,16 +170,31 @@ def test_codes_of_eight_bits(data: st.DataObject) -> None:
     np.testing.assert_array_equal(bits(weight), bits(wanted))
 
 
-def test_every_code_survives_a_merge_of_nothing() -> None:
+@pytest.mark.parametrize("scaling", [1.0, -1.0])
+def test_every_code_survives_a_merge_of_nothing(scaling: float) -> None:
     for dtype, last in ((torch.float8_e4m3fn, 0x7E), (torch.float8_e5m2, 0x7B)):
         codes = torch.arange(256, dtype=torch.uint8).reshape(2, 128)
         codes = codes[:, : last + 1].clone().view(dtype)
-        before = bits(codes).copy()
-        zeros = torch.zeros(1, codes.shape[1]), torch.full((2, 1), -0.0)
-        kernels.merge_weights(codes, *zeros, scaling=1.0, weight_scale=torch.ones(1))
-        expected = before.copy()
-        expected[before == 0x80] = 0  # −0 plus +0
-        np.testing.assert_array_equal(bits(codes) & 0x7F, expected & 0x7F)
+        wanted = codes.clone()
+        options = {"scaling": scaling, "weight_scale": torch.ones(1)}
+        zeros = torch.zeros(1, codes.shape[1]), torch.zeros(2, 1)
+        lora.merge_weights(wanted, *zeros, scales="keep", **options)
+        kernels.merge_weights(codes, *zeros, **options)
+        np.testing.assert_array_equal(bits(codes), bits(wanted))
+        assert bits(codes)[1, 0] == (0x80 if scaling < 0 else 0), "−0 stays where −0 is added to it"
+
+
+def test_a_tile_finds_its_layer() -> None:
+    # All of one form, so that they share a launch; layers of one tile, of two, and in between.
+    rows = [1, 40, 33, 2, 1, 70, 1, 1, 32, 65, 3]
+    weights = [torch.zeros(count, 2) for count in rows]
+    adapters = [(torch.ones(1, 2), torch.full((count, 1), 1.0 + i), 1.0) for i, count in enumerate(rows)]
+    for count in (0, 1, 2, 5, len(rows)):
+        for weight in weights:
+            weight.zero_()
+        kernels.merge_many(weights[:count], adapters[:count])
+        for layer, weight in enumerate(weights):
+            assert bool((weight == (layer + 1.0 if layer < count else 0)).all())
 
 
 def test_the_face_turns_off_to_the_kernels() -> None:

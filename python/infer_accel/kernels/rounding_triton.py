@@ -57,7 +57,9 @@ def _widen_code(
     normal = ((size << (23 - MANTISSA)) + rebias).to(tl.float32, bitcast=True)
     number = tl.where(size < (1 << MANTISSA), size.to(tl.float32) * QUANTUM, normal)
     number = tl.where(size >= FIRST_SPECIAL, float("nan"), number)
-    return tl.where(wide >= 0x80, -number, number)
+    # Not by a minus sign, which Triton takes for a subtraction from zero: that has no −0.
+    signed = number.to(tl.int32, bitcast=True) | ((wide & 0x80) << 24)
+    return signed.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -197,7 +197,8 @@ def page_scatter(
 
 
 def _layers(tensors: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    return tensors if isinstance(tensors, list | tuple) else [tensors]  # type: ignore[list-item]
+    # A tuple of types, not a union, which would be made anew in each call.
+    return tensors if isinstance(tensors, (list, tuple)) else [tensors]  # type: ignore[list-item]
 
 
 def _is_cuda(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:

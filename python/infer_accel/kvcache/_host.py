@@ -6,13 +6,14 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
+
 from infer_accel import _backend
 from infer_accel.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
     import torch
 
@@ -48,8 +49,8 @@ class HostPool:
 
     Notes
     -----
-    The memory lives as long as the pool or an array of it does. On Linux it is aligned to 2 MiB and asks for huge
-    pages (``MADV_HUGEPAGE``).
+    The memory lives as long as the pool or an array of it does, and stays pinned as long. On Linux it is aligned to
+    2 MiB and asks for huge pages (``MADV_HUGEPAGE``).
 
     Examples
     --------
@@ -64,9 +65,10 @@ class HostPool:
     ) -> None:
         self._pool = _implementation.HostPool(num_pages, page_bytes, prefault=prefault)
         self._pages: npt.NDArray[np.uint8] = self._pool.pages()
-        self._pinned = False
-        if pin is not False:
-            self._pinned = _pin(self, self._pages, required=pin is True)
+        pinned = None if pin is False else _pin(self._pages, required=pin is True)
+        self._pinned = pinned is not None
+        if pinned is not None:
+            self._pages = pinned
 
     @property
     def pages(self) -> npt.NDArray[np.uint8]:
@@ -85,23 +87,34 @@ class HostPool:
         return torch.from_numpy(self._pages)
 
 
-def _pin(pool: HostPool, pages: npt.NDArray[np.uint8], *, required: bool) -> bool:
-    """Register the memory with CUDA until the pool goes; return whether that was done."""
+class _Memory:
+    """What arrays of pinned memory stand on: when the last of them is gone, so is this, and CUDA may forget it."""
+
+    def __init__(self, pages: npt.NDArray[np.uint8]) -> None:
+        self.__array_interface__ = pages.__array_interface__
+
+
+def _pin(pages: npt.NDArray[np.uint8], *, required: bool) -> npt.NDArray[np.uint8] | None:
+    """Register memory with CUDA, and return an array of it; None where that was not done.
+
+    The memory stays registered as long as any view or tensor of that array is there: a GPU may be at work on it.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         if required:
             message = "pin=True came without a GPU that torch can use; import torch first, or leave pin out"
             raise DeviceError(message, code="device.pin")
-        return False
+        return None
     runtime = torch.cuda.cudart()
     address = pages.ctypes.data
     if pages.nbytes == 0 or int(runtime.cudaHostRegister(address, pages.nbytes, 0)) != 0:
         if required:
             raise DeviceError("CUDA refused to pin the pool's memory", code="device.pin")
-        return False
+        return None
+    memory = _Memory(pages)
     # The array is named here so that the memory is still there when it is unregistered.
-    weakref.finalize(pool, _unpin, runtime, pages)
-    return True
+    weakref.finalize(memory, _unpin, runtime, pages)
+    return np.asarray(memory)
 
 
 def _unpin(runtime: object, pages: npt.NDArray[np.uint8]) -> None:
