@@ -81,7 +81,9 @@ def measure(model: str, block_size: int) -> list[dict[str, object]]:
             "load_deadline": 10.0,
         }
         alone = run(ask(prompts) + ask(prompts), None, model, block_size)
-        with_us = run([*ask(prompts), ["reset"], *ask(prompts), ["flush"]], connector, model, block_size)
+        with_us = run(
+            [*ask(prompts), ["reset"], *ask(prompts), ["stats"], ["flush"]], connector, model, block_size
+        )
         restarted = run([*ask(prompts), ["stats"]], connector, model, block_size)
     ways = {
         "cold": alone[:count],
@@ -96,13 +98,23 @@ def measure(model: str, block_size: int) -> list[dict[str, object]]:
     for name in ("loaded from host memory", "loaded from disk after a restart"):
         assert [one["cached"] for one in ways[name]] == hits, name
     assert restarted[count]["failed_pages"] == 0
-    rows = []
+    saving = with_us[2 * count + 1]
+    megabytes_per_second = saving["saved_bytes"] / saving["save_seconds"] / 1e6
+    rows: list[dict[str, object]] = []
     for place, length in enumerate(LENGTHS):
         part = slice(place * len(SEEDS), (place + 1) * len(SEEDS))
         seconds = {
             name: statistics.median(one["seconds"] for one in answers[part]) for name, answers in ways.items()
         }
-        rows.append({"tokens": length, "block_size": block_size, "seconds": seconds, "validated": True})
+        rows.append(
+            {
+                "tokens": length,
+                "block_size": block_size,
+                "seconds": seconds,
+                "saved_mb_per_s": megabytes_per_second,
+                "validated": True,
+            }
+        )
     return rows
 
 

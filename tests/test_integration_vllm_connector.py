@@ -225,6 +225,29 @@ def test_other_weights_have_other_directories(open_engine: Callable[..., Engine]
     assert len(list((tmp_path / "kv").iterdir())) == 2 + len(changes)
 
 
+def test_after_a_reset_of_the_connector_nothing_of_before_is_used(open_engine: Callable[..., Engine]) -> None:
+    engine = open_engine()
+    engine.serve(request("first"))
+    running = request("running", seed=2, answer=60)
+    engine.waiting.append(running)
+    engine.step()
+    # Somebody changes the weights, and says so.
+    assert engine.scheduler.reset_cache() is True
+    engine.wipe()
+    changed = [request(f"{turn}", weights=5) for turn in range(2)]
+    engine.running.remove(running)
+    engine.serve(changed[0])
+    engine.serve(changed[1])
+    assert [one.loaded for one in changed] == [0, 96]
+    engine.close()
+    # A new process has the weights of the files again.
+    engine = open_engine()
+    old, never = request("old"), request("never", seed=2)
+    engine.serve(old, never)
+    assert (old.loaded, old.recomputed) == (96, 0)
+    assert never.loaded == 16, "what was computed after the reset was stored under the names of before"
+
+
 class Held:
     """A tier that answers when it may."""
 
@@ -262,7 +285,7 @@ def test_a_load_that_is_late_is_given_up_and_look_ups_pause(
     engine.serve(paused)
     assert paused.loaded == 0
     assert engine.scheduler.stats().skipped_lookups == 1
-    engine.scheduler.reset_cache()
+    engine.scheduler._scheduler._paused_until = 0.0
     back = request("back")
     engine.serve(back)
     assert (back.loaded, back.recomputed) == (96, 0)

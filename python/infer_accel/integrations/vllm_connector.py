@@ -16,6 +16,7 @@ of the process. Each is checked when it comes from disk: one that is not what wa
 from __future__ import annotations
 
 import logging
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,8 +200,14 @@ class InferAccelConnector(KVConnectorBase_V1):
         return False, None
 
     def reset_cache(self) -> bool | None:
-        """Look everything up again. Pages stay: they are right, whatever vLLM's own cache forgets."""
+        """Use nothing that was stored before: whoever asks may have changed the weights in place.
+
+        Pages stay where they are, for a process that begins with the weights of the files; what this one stores from
+        now on has names of its own. vLLM calls this for ``reset_prefix_cache(reset_connector=True)`` alone.
+        """
         if self._scheduler is not None:
+            self._origin = digest({"before": self._origin.hex(), "reset": secrets.token_hex(16)})
+            self._views.clear()
             self._scheduler.reset()
         return True
 

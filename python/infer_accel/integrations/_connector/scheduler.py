@@ -183,7 +183,8 @@ class SchedulerSide:
         self._tracked.pop(request_id, None)
 
     def reset(self) -> None:
-        """Forget what failed: somebody asks for a new start."""
+        """Forget everything, the keys of requests that run included: what they compute now is not stored."""
+        self._tracked.clear()
         self._forgotten.clear()
         self._paused_until = 0.0
 

@@ -78,7 +78,7 @@ class PageStore:
         self._refused: ArgumentError | None = None
         self._opener: threading.Thread | None = None
         self._retry_at = 0.0
-        self._closed = False
+        self._ended = threading.Event()
         self._logged_at = float("-inf")
         self._refreshing = False
         self._refreshed_at = time.monotonic()
@@ -94,7 +94,7 @@ class PageStore:
             opener.join(wait)
         if self._tier is not None:
             return True
-        if not self._closed and self._refused is None and time.monotonic() >= self._retry_at:
+        if not self._ended.is_set() and self._refused is None and time.monotonic() >= self._retry_at:
             self._start_opening()
         return False
 
@@ -147,7 +147,7 @@ class PageStore:
     def close(self) -> None:
         """Write what waits to be written, and close. A second call does nothing."""
         with self._lock:
-            self._closed = True
+            self._ended.set()
             cache, tier, self._cache, self._tier = self._cache, self._tier, None, None
         for opened in (cache, tier):
             if opened is not None:
@@ -173,7 +173,7 @@ class PageStore:
 
     def _start_opening(self) -> None:
         with self._lock:
-            if self._closed or (self._opener is not None and self._opener.is_alive()):
+            if self._ended.is_set() or (self._opener is not None and self._opener.is_alive()):
                 return
             self._retry_at = time.monotonic() + self._options.retry_seconds
             self._opener = threading.Thread(target=self._open, name="infer-accel-open", daemon=True)
@@ -182,7 +182,8 @@ class PageStore:
     def _open(self) -> None:
         options, place = self._options, self.place
         try:
-            place.path.mkdir(parents=True, exist_ok=True)
+            # Pages tell what prompts said: they are nobody else's to read.
+            place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             tier = DiskTier(
                 place.path,
                 capacity_bytes=options.capacity_bytes,
@@ -214,7 +215,7 @@ class PageStore:
             )
             return
         with self._lock:
-            if not self._closed:
+            if not self._ended.is_set():
                 self._cache, self._tier = cache, tier
                 return
         if cache is not None:
@@ -230,7 +231,8 @@ class PageStore:
         threading.Thread(target=self._refresh, args=(tier,), name="infer-accel-refresh", daemon=True).start()
 
     def _refresh(self, tier: DiskTier) -> None:
-        time.sleep(max(0.0, self._refreshed_at + _REFRESH_INTERVAL - time.monotonic()))
+        if self._ended.wait(max(0.0, self._refreshed_at + _REFRESH_INTERVAL - time.monotonic())):
+            return
         self._try("refresh", tier.refresh, None)
         self._refreshed_at = time.monotonic()
         self._refreshing = False
