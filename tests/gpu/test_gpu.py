@@ -245,6 +245,18 @@ def test_codes_of_eight_bits(dtype: torch.dtype, scales: tuple[int, ...]) -> Non
     assert same_bits(found, weight)
 
 
+@pytest.mark.parametrize("scaling", [1.0, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_code_survives_a_merge_of_nothing(dtype: torch.dtype, scaling: float) -> None:
+    last = 0x7E if dtype is torch.float8_e4m3fn else 0x7B
+    weight = torch.arange(256, dtype=torch.uint8).reshape(2, 128)[:, : last + 1].clone().view(dtype)
+    found, nothing = weight.cuda(), (torch.zeros(1, last + 1), torch.zeros(2, 1))
+    lora.merge_weights(weight, *nothing, scaling=scaling, weight_scale=torch.ones(1), scales="keep")
+    given = [tensor.cuda() for tensor in nothing]
+    lora.merge_weights(found, *given, scaling=scaling, weight_scale=torch.ones(1).cuda(), scales="keep")
+    assert same_bits(found, weight)
+
+
 def mixed(dtype: torch.dtype, features: int, outputs: int, ranks: list[int]) -> list[Any]:
     return [
         (normal((rank, features), dtype, 10 + i), normal((outputs, rank), dtype, 40 + i), 0.5 + i)
@@ -275,6 +287,37 @@ def test_mixed_batches_stay_within_the_bound(dtype: torch.dtype, ranks: list[int
             bound = (features + ranks[name] + 16) * 2.0**-23 * sizes
         bound = bound + (UNITS[dtype] + 2.0**-22) * wanted.abs()
         assert bool(((results[0][token].double() - wanted).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("rank", [3, 16, 130])
+def test_one_adapter_stays_within_the_bound(dtype: torch.dtype, rank: int) -> None:
+    ((a, b, scaling),) = mixed(dtype, 2100, 700, [rank])
+    x, base = normal((75, 2100), dtype, 1), normal((75, 700), dtype, 2)
+    wanted = base.double() + scaling * ((x.double() @ a.double().T) @ b.double().T)
+    sizes = scaling * ((x.double().abs() @ a.double().abs().T) @ b.double().abs().T)
+    bound = (2100 + rank + 16) * 2.0**-23 * sizes + (UNITS[dtype] + 2.0**-22) * wanted.abs()
+    for given_a in (a.cuda(), a.T.contiguous().cuda().T):
+        out = lora.apply_adapter(x.cuda(), given_a, b.cuda(), scaling=scaling, out=base.cuda())
+        assert bool(((out.cpu().double() - wanted).abs() <= bound).all())
+
+
+def test_a_graph_applies_one_adapter_at_each_replay() -> None:
+    ((a, b, scaling),) = mixed(torch.bfloat16, 256, 300, [16])
+    a, b = a.cuda(), b.cuda()
+    x = normal((40, 256), torch.bfloat16, 1).cuda()
+    out = torch.zeros(40, 300, dtype=torch.bfloat16, device="cuda")
+    lora.apply_adapter(x, a, b, scaling=scaling, out=out)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lora.apply_adapter(x, a, b, scaling=scaling, out=out)
+    for seed in range(3):
+        x.copy_(normal((40, 256), torch.bfloat16, seed))
+        wanted = lora.apply_adapter(x, a, b, scaling=scaling, out=torch.zeros_like(out))
+        out.zero_()
+        graph.replay()
+        assert same_bits(out, wanted)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

@@ -83,6 +83,7 @@ def test_without_a_gpu_one_line_says_so(arguments: list[str]) -> None:
     assert result.exit_code == 2
     assert "no CUDA device" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    assert ("--autotune" if "--autotune" in arguments else "--device cuda") in result.stderr
 
 
 def test_a_part_without_gpu_code_is_refused() -> None:

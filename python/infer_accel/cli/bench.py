@@ -81,7 +81,7 @@ def run(
         refuse(str(error))
     gpu = None
     if device is Device.CUDA or autotune:
-        gpu = _gpu(part)
+        gpu = _gpu(part, "--device cuda" if device is Device.CUDA else "--autotune")
     if gpu is not None and autotune:
         _autotune(gpu)
     bench, outcome = _measure(part, quick=quick, gpu=gpu if device is Device.CUDA else None)
@@ -113,17 +113,17 @@ def _measure(part: Part, *, quick: bool, gpu: Gpu | None = None) -> tuple[Bench,
         return bench, parts.run_parts(sources, bench, say)
 
 
-def _gpu(part: Part) -> Gpu:
-    """Return the GPU to measure on, or refuse in one line."""
+def _gpu(part: Part, option: str) -> Gpu:
+    """Return the GPU to measure on, or refuse in one line that names the option which asks for it."""
     if part is Part.TOKENIZE:
-        refuse("--device cuda: tokenize runs on the CPU alone; ask for lora, kvcache or all")
+        refuse(f"{option}: tokenize runs on the CPU alone; ask for lora, kvcache or all")
     if find_spec("torch") is None or find_spec("triton") is None:
-        refuse("--device cuda needs torch and Triton: pip install 'infer-accel[gpu]'")
+        refuse(f"{option} needs torch and Triton: pip install 'infer-accel[gpu]'")
     from infer_accel.bench.cuda.device import Gpu, why_none
 
     why = why_none()
     if why is not None:
-        refuse(f"--device cuda: {why}; nothing was measured")
+        refuse(f"{option}: {why}; nothing was measured")
     return Gpu()
 
 
