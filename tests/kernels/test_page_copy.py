@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from infer_accel import errors, kvcache
 from infer_accel.kernels import _device
 from infer_accel.kernels import page_copy as kernels
 from infer_accel.kernels._device import Launch
+from infer_accel.kernels._handle import PageCopy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,3 +238,26 @@ def test_tables_are_uploaded_once_and_never_in_a_capture(monkeypatch: pytest.Mon
     for number in range(80):  # a graph's table stays, whatever comes
         launch.constant(table + number)
     assert launch.constant(table) is first
+
+
+@pytest.mark.parametrize("is_capturing", [False, True])
+def test_a_captured_copy_is_waited_for_where_that_means_something(
+    is_capturing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[object] = []
+    stream = SimpleNamespace(wait_event=waited.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: waited.append("host"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    event: Any = object()
+    handle = PageCopy(Launch(torch.device("cuda", 0), stream, captured=True), event, None, [])
+    allowed, refused = (
+        (handle.wait, handle.synchronize) if is_capturing else (handle.synchronize, handle.wait)
+    )
+    with pytest.raises(errors.ArgumentError) as caught:
+        refused()
+    assert caught.value.code == "argument.capture"
+    assert waited == []
+    allowed()
+    assert waited == [event if is_capturing else "host"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from infer_accel.errors import IdError
+from infer_accel.errors import ArgumentError, IdError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,14 @@ class PageCopy:
         self._kept = kept
 
     def wait(self, stream: Stream | None = None) -> None:
-        """Make a stream wait for the copy: torch's current one, or the one that is named. The host goes on."""
+        """Make a stream wait for the copy: torch's current one, or the one that is named. The host goes on.
+
+        Raises
+        ------
+        ArgumentError
+            The copy was captured into a graph, and the stream is not being captured: a replay is waited for by waiting
+            for the stream it was given to.
+        """
         if self.event is None:
             return
         if stream is None:
@@ -50,6 +57,12 @@ class PageCopy:
             waiting = stream
         else:
             waiting = torch.cuda.ExternalStream(stream.cuda_stream, device=self._launch.device)
+        if self._launch.captured and not _is_capturing(waiting):
+            message = (
+                "wait() came for a copy that was captured into a graph; wait for the stream that replays the graph, or call "
+                "synchronize() to wait on the host"
+            )
+            raise ArgumentError(message, code="argument.capture")
         waiting.wait_event(self.event)
 
     def synchronize(self) -> None:
@@ -61,7 +74,14 @@ class PageCopy:
         ------
         IdError
             Ids that lay on the GPU named pages that are not there. Those rows were left out; all others are copied.
+        ArgumentError
+            The copy is still being captured into a graph: nothing is copied before a replay.
         """
+        if self._launch.captured and _is_capturing(torch.cuda.current_stream(self._launch.device)):
+            message = (
+                "synchronize() came while the copy is being captured; call it after a replay of the graph"
+            )
+            raise ArgumentError(message, code="argument.capture")
         if self.event is not None and not self._launch.captured:
             self.event.synchronize()
         elif self.event is not None:
@@ -75,3 +95,8 @@ class PageCopy:
                 "left out"
             )
             raise IdError(message, code="id.page")
+
+
+def _is_capturing(stream: torch.cuda.Stream) -> bool:
+    with torch.cuda.stream(stream):
+        return bool(torch.cuda.is_current_stream_capturing())
