@@ -59,8 +59,8 @@ class PageCopy:
             waiting = torch.cuda.ExternalStream(stream.cuda_stream, device=self._launch.device)
         if self._launch.captured and not _is_capturing(waiting):
             message = (
-                "wait() came for a copy that was captured into a graph; wait for the stream that replays the graph, or call "
-                "synchronize() to wait on the host"
+                "wait() came for a copy that was captured into a graph; wait for the stream that replays the graph, or "
+                "call synchronize() to wait on the host"
             )
             raise ArgumentError(message, code="argument.capture")
         waiting.wait_event(self.event)
