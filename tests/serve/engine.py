@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -30,6 +31,10 @@ ON_A_CPU = {
 }
 
 CONNECTOR = "infer_accel.integrations.vllm_connector"
+
+
+#: Tokens of a model that is made here, and speaks no language.
+TINY_VOCABULARY = 997
 
 
 def text(seed: int, characters: int) -> str:
@@ -66,11 +71,17 @@ class Engine:
                 "kv_load_failure_policy": "recompute",
                 "kv_connector_extra_config": connector,
             }
+        self.without_text = bool(arguments.get("skip_tokenizer_init"))
         self.llm = LLM(enforce_eager=True, enable_prefix_caching=True, **arguments)
         self.root = Path(connector["root_dir"]) if connector is not None else None
 
-    def prompt(self, seed: int, tokens: int) -> list[int]:
-        """Return a prompt of so many tokens."""
+    def prompt(self, seed: int, tokens: int, *more: int) -> list[int]:
+        """Return a prompt of so many tokens; of several parts, where more seeds and numbers come."""
+        if more:
+            return self.prompt(seed, tokens) + self.prompt(*more)
+        if self.without_text:
+            drawn = random.Random(seed)
+            return [drawn.randrange(3, TINY_VOCABULARY) for _ in range(tokens)]
         ids = self.llm.get_tokenizer().encode(text(seed, tokens * 6))
         assert len(ids) >= tokens
         return list(ids[:tokens])
@@ -83,7 +94,9 @@ class Engine:
         for request, salt in zip(asked, salts or [], strict=False):
             if salt is not None:
                 request["cache_salt"] = salt
-        sampling = SamplingParams(max_tokens=answer, temperature=0, ignore_eos=True)
+        sampling = SamplingParams(
+            max_tokens=answer, temperature=0, ignore_eos=True, detokenize=not self.without_text
+        )
         start = time.perf_counter()
         outputs = self.llm.generate(asked, sampling, use_tqdm=False)
         seconds = time.perf_counter() - start
@@ -92,6 +105,19 @@ class Engine:
             "cached": [output.num_cached_tokens for output in outputs],
             "seconds": seconds,
         }
+
+    def memory(self) -> int:
+        """Return the bytes of this process that are in memory now."""
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) << 10
+
+    def limit(self, largest: int) -> None:
+        """Let no file become larger: for who writes it, the disk is full."""
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
     def reset(self) -> bool:
         """Have vLLM forget its prefix cache."""

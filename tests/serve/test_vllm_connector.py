@@ -7,19 +7,13 @@ listens but on the loopback interface.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.serve.engine import model
+from tests.serve.run import make_tiny, run
 
-ROOT = Path(__file__).resolve().parents[2]
-ENGINE = ROOT / "tests/serve/engine.py"
+if TYPE_CHECKING:
+    from pathlib import Path
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: make test-serve", allow_module_level=True)
@@ -32,31 +26,32 @@ ALL = ["generate", PROMPTS, ANSWER]
 BLOCK_SIZES = [128, 32]
 
 
-def run(
-    steps: list[list[Any]], result: Path, block_size: int, connector: dict[str, Any] | None, **engine: Any
-) -> list[Any]:
-    """Start an engine, do the steps, return what came of them; nothing if it was killed on the way."""
-    arguments = {"model": model(), "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 4}
-    arguments |= {"block_size": block_size} | engine
-    job = {"engine": arguments, "connector": connector, "steps": steps}
-    ran = subprocess.run(
-        [sys.executable, str(ENGINE), str(result)],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"VLLM_LOGGING_LEVEL": "INFO"},
-        timeout=900,
-        check=False,
-    )
-    if ran.returncode == -signal.SIGKILL and steps[-1] == ["kill"]:
-        return []
-    assert ran.returncode == 0, ran.stderr[-6000:]
-    answers: list[Any] = json.loads(result.read_text())
-    return answers[1:]
-
-
 def whole_blocks(block_size: int) -> list[int]:
     return [(tokens - 1) // block_size * block_size for _, tokens in PROMPTS]
+
+
+#: Models of random weights: every layer sees a window, or every other one does.
+WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sliding window": ("MistralConfig", {"architectures": ["MistralForCausalLM"]}),
+    "hybrid": ("Gemma3TextConfig", {"architectures": ["Gemma3ForCausalLM"], "query_pre_attn_scalar": 32}),
+}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("config", "given"), WINDOWS.values(), ids=WINDOWS)
+def test_models_that_see_a_window(config: str, given: dict[str, Any], tmp_path: Path) -> None:
+    engine = {"model": make_tiny(config, given, tmp_path / "model"), "skip_tokenizer_init": True}
+    found = whole_blocks(32)
+    cold, hits = run([ALL, ALL], tmp_path / "stock.json", 32, None, **engine)
+    assert hits["tokens"] == cold["tokens"]
+    connector = {"root_dir": str(tmp_path / "kv"), "capacity_bytes": 1 << 30}
+    steps: list[list[Any]] = [ALL, ["reset"], ALL, ["flush"]]
+    first, _, reset, _ = run(steps, tmp_path / "first.json", 32, connector, **engine)
+    restart, stats = run([ALL, ["stats"]], tmp_path / "second.json", 32, connector, **engine)
+    assert first["tokens"] == reset["tokens"] == restart["tokens"] == cold["tokens"]
+    assert (reset["cached"], restart["cached"]) == (found, found)
+    assert stats["failed_pages"] == 0
+    assert stats["loaded_pages"] > 0
 
 
 @pytest.mark.timeout(3600)

@@ -59,7 +59,7 @@ class Staging:
 
     def __init__(self, layers: Sequence[Layer], staging_bytes: int) -> None:
         page_bytes = sum(layer.slot_bytes for layer in layers)
-        self.pool = HostPool(max(1, staging_bytes // page_bytes), page_bytes)
+        self.pool = HostPool(max(1, staging_bytes // page_bytes), page_bytes, prefault=True)
         whole = self.pool.tensor()
         self.engine: list[torch.Tensor] = []
         self.staged: list[torch.Tensor] = []
