@@ -179,8 +179,8 @@ fn conversations(
     messages.try_iter()?.map(with).collect()
 }
 
-fn named(variables: &Bound<'_, PyDict>, depth: usize) -> PyResult<Vec<(String, Data)>> {
-    variables.iter().map(|(key, value)| Ok((utf8(&key)?.to_owned(), data(&value, depth + 1)?))).collect()
+fn named<T: for<'t> From<&'t str>>(variables: &Bound<'_, PyDict>, depth: usize) -> PyResult<Vec<(T, Data)>> {
+    variables.iter().map(|(key, value)| Ok((utf8(&key)?.into(), data(&value, depth + 1)?))).collect()
 }
 
 /// A private copy of what came from Python.
@@ -194,7 +194,7 @@ fn data(value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Data> {
         return Ok(Data::None);
     }
     if value.is_instance_of::<PyString>() {
-        return Ok(Data::Text(utf8(value)?.to_owned()));
+        return Ok(Data::Text(utf8(value)?.into()));
     }
     if value.is_instance_of::<PyBool>() {
         return Ok(Data::Bool(value.is_truthy()?));

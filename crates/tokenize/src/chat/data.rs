@@ -4,10 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use compact_str::CompactString;
 use minijinja::value::{Enumerator, Object, ObjectExt, Tuple, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::python;
+
+/// Text of a conversation. Names and roles are short and many: they take no memory of their own.
+pub type Text = CompactString;
 
 /// A value as JSON has it, with the order of its keys. Integers may be as large as Python's usually are.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,11 +25,11 @@ pub enum Data {
     /// A floating-point number.
     Float(f64),
     /// A string.
-    Text(String),
+    Text(Text),
     /// A list.
     List(Vec<Data>),
     /// A dict with strings as keys, in order; the last of equal keys counts.
-    Dict(Vec<(String, Data)>),
+    Dict(Vec<(Text, Data)>),
 }
 
 impl Data {
@@ -37,7 +41,7 @@ impl Data {
             Self::Integer(value) => i64::try_from(*value).map_or_else(|_| Value::from(*value), Value::from),
             Self::Float(value) => Value::from(*value),
             Self::Text(text) => Value::from(text.as_str()),
-            Self::List(items) => Value::from(items.iter().map(Self::value).collect::<Vec<_>>()),
+            Self::List(items) => list(items),
             Self::Dict(entries) => Value::from_object(Dict::new(entries)),
         }
     }
@@ -45,11 +49,11 @@ impl Data {
     /// The same with every string changed, keys included.
     pub(super) fn map_text(&self, change: &impl Fn(&str) -> String) -> Self {
         match self {
-            Self::Text(text) => Self::Text(change(text)),
+            Self::Text(text) => Self::Text(change(text).into()),
             Self::List(items) => Self::List(items.iter().map(|item| item.map_text(change)).collect()),
-            Self::Dict(entries) => {
-                Self::Dict(entries.iter().map(|(key, item)| (change(key), item.map_text(change))).collect())
-            }
+            Self::Dict(entries) => Self::Dict(
+                entries.iter().map(|(key, item)| (change(key).into(), item.map_text(change))).collect(),
+            ),
             other => other.clone(),
         }
     }
@@ -65,6 +69,11 @@ impl Data {
     }
 }
 
+/// A list as the template engine has it.
+pub(super) fn list(items: &[Data]) -> Value {
+    Value::from(items.iter().map(Data::value).collect::<Vec<_>>())
+}
+
 /// Up to this many keys are looked through one by one.
 const FEW: usize = 8;
 
@@ -76,7 +85,7 @@ pub(super) struct Dict {
 }
 
 impl Dict {
-    fn new(entries: &[(String, Data)]) -> Self {
+    pub(super) fn new(entries: &[(Text, Data)]) -> Self {
         let mut dict = Self { entries: Vec::with_capacity(entries.len()), places: None };
         if entries.len() > FEW {
             dict.places = Some(AHashMap::with_capacity(entries.len()));

@@ -4,6 +4,7 @@
 //! as `json.dumps` writes, `raise_exception`, `strftime_now`, and the methods of Python's strings, lists and dicts.
 
 mod data;
+mod direct;
 mod encode;
 mod methods;
 mod provenance;
@@ -23,7 +24,9 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use crate::error::{Result, TokenizeError};
 
-pub use data::Data;
+use direct::Direct;
+
+pub use data::{Data, Text};
 pub use encode::Conversation;
 pub use time::Now;
 
@@ -51,6 +54,8 @@ pub struct ChatSource {
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
+    /// The same templates without the engine, by the names that they have there.
+    direct: Arc<[(&'static str, Direct)]>,
     special_tokens: Arc<[(String, String)]>,
 }
 
@@ -71,16 +76,20 @@ impl ChatTemplate {
     pub fn of(source: &ChatSource) -> Result<Self> {
         let sources =
             [Some((NAME, &source.template)), source.tool_template.as_ref().map(|tools| (TOOL_NAME, tools))];
-        let mut environment = environment().map_err(|error| failed(&error))?;
+        let syntax = syntax().map_err(|error| failed(&error))?;
+        let mut environment = environment(syntax.clone());
+        let mut direct = Vec::new();
         for (name, template) in sources.into_iter().flatten() {
             if template.len() > MAX_SOURCE {
                 let reason = format!("it has {} bytes; at most {MAX_SOURCE} are served", template.len());
                 return Err(TokenizeError::Template { reason });
             }
             let template = slices::rewritten(&source::without_generation_blocks(template));
+            direct.extend(Direct::of(&template, syntax.clone()).map(|program| (name, program)));
             environment.add_template_owned(name, template).map_err(|error| failed(&error))?;
         }
-        Ok(Self { environment: Arc::new(environment), special_tokens: source.special_tokens.clone().into() })
+        let environment = Arc::new(environment);
+        Ok(Self { environment, direct: direct.into(), special_tokens: source.special_tokens.clone().into() })
     }
 
     /// The prompt of a conversation. `variables` are the template's: `messages`, `tools`, `add_generation_prompt`
@@ -91,7 +100,31 @@ impl ChatTemplate {
     /// [`TokenizeError::TemplateRaised`] where the template itself refuses the conversation;
     /// [`TokenizeError::Template`] where it fails, takes too many steps or gives too much text.
     pub fn render(&self, variables: &[(String, Data)], now: Option<Now>) -> Result<String> {
-        let tools = variables.iter().any(|(name, data)| name == "tools" && *data != Data::None);
+        let name = self.name_for(variables);
+        if let Some((_, direct)) = self.direct.iter().find(|(known, _)| *known == name) {
+            let messages = variables.iter().rev().find(|(name, _)| name == "messages");
+            let messages = messages.map(|(_, data)| reasoning::named(data));
+            if let Some(prompt) = direct.render(messages.as_deref(), variables, &self.special_tokens, now) {
+                return Ok(prompt);
+            }
+        }
+        self.render_by_engine(variables, now)
+    }
+
+    /// Which of the templates serves this conversation.
+    fn name_for(&self, variables: &[(String, Data)]) -> &'static str {
+        let has_tools = variables.iter().any(|(name, data)| name == "tools" && *data != Data::None);
+        let has_other = has_tools && self.environment.get_template(TOOL_NAME).is_ok();
+        if has_other { TOOL_NAME } else { NAME }
+    }
+
+    /// [`ChatTemplate::render`] without the shorter way: what that is held against.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::render`].
+    #[doc(hidden)]
+    pub fn render_by_engine(&self, variables: &[(String, Data)], now: Option<Now>) -> Result<String> {
+        let name = self.name_for(variables);
         let variables = variables.iter().map(|(name, data)| match name.as_str() {
             "messages" => ("messages", reasoning::named(data).value()),
             name => (name, data.value()),
@@ -101,9 +134,7 @@ impl ChatTemplate {
         let clock =
             now.map(|now| ("strftime_now", Value::from_function(move |format: &str| now.format(format))));
         let context = Value::from_pairs(special.chain(clock).chain(variables));
-        let template = tools.then(|| self.environment.get_template(TOOL_NAME).ok()).flatten();
-        let template = template.map_or_else(|| self.environment.get_template(NAME), Ok);
-        let template = template.map_err(|error| failed(&error))?;
+        let template = self.environment.get_template(name).map_err(|error| failed(&error))?;
         let mut out = Bounded(Vec::new());
         // The engine has panicked on a template before (on slices of nothing, in 3.0.5). It is left behind as it is.
         let rendered =
@@ -138,9 +169,13 @@ impl io::Write for Bounded {
 #[error("{0}")]
 struct Raised(String);
 
-fn environment() -> std::result::Result<Environment<'static>, Error> {
+fn syntax() -> std::result::Result<SyntaxConfig, Error> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
+}
+
+fn environment(syntax: SyntaxConfig) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_syntax(syntax);
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(methods::call);
@@ -163,7 +198,7 @@ fn environment() -> std::result::Result<Environment<'static>, Error> {
         let raised = Raised(python::text(message));
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(raised))
     });
-    Ok(environment)
+    environment
 }
 
 #[allow(clippy::needless_pass_by_value)] // as the engine calls it

@@ -19,9 +19,9 @@ pub(super) fn named(messages: &Data) -> Cow<'_, Data> {
     let message = |message: &Data| match (message, reasoning(message)) {
         (Data::Dict(entries), Some(reasoning)) => {
             // The last of equal keys counts, in the place of the first.
-            let mut all = vec![("thinking".to_owned(), reasoning.clone())];
+            let mut all = vec![("thinking".into(), reasoning.clone())];
             all.extend_from_slice(entries);
-            all.push((NAMES[0].to_owned(), reasoning.clone()));
+            all.push((NAMES[0].into(), reasoning.clone()));
             Data::Dict(all)
         }
         _ => message.clone(),
