@@ -184,6 +184,17 @@ def test_every_code_survives_a_merge_of_nothing(scaling: float) -> None:
         assert bits(codes)[1, 0] == (0x80 if scaling < 0 else 0), "−0 stays where −0 is added to it"
 
 
+@pytest.mark.parametrize("rank", [1, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_of_minus_zero_stays_one(rank: int, dtype: torch.dtype) -> None:
+    # Products that underflow to −0; what fills up the last step of ranks must not turn it round.
+    weight, a, b = torch.full((2, 3), -0.0), torch.full((rank, 3), -1e-30), torch.full((2, rank), 1e-30)
+    wanted = lora.merge_weights(weight.clone(), a.to(dtype), b.to(dtype))
+    kernels.merge_weights(weight, a.to(dtype), b.to(dtype), scaling=1.0)
+    np.testing.assert_array_equal(bits(weight), bits(wanted))
+    assert bool(torch.signbit(weight).all())
+
+
 def test_a_tile_finds_its_layer() -> None:
     # All of one form, so that they share a launch; layers of one tile, of two, and in between.
     rows = [1, 40, 33, 2, 1, 70, 1, 1, 32, 65, 3]

@@ -261,3 +261,26 @@ def test_a_captured_copy_is_waited_for_where_that_means_something(
     assert waited == []
     allowed()
     assert waited == [event if is_capturing else "host"]
+
+
+def test_pages_that_only_touch_are_copied() -> None:
+    array = torch.arange(32).reshape(8, 4)
+    kernels.page_copy([array[:4]], [array[4:]], [[3, 0]], axis=0)
+    assert torch.equal(array[4], array[3])
+    # Runs of two lengths, of which none meets another although all of their ranges do.
+    base = torch.arange(128, dtype=torch.uint8)
+    short, long, to_short, to_long = (
+        base[first:].as_strided((3, width), (32, 1), first)
+        for first, width in ((0, 2), (4, 8), (2, 2), (12, 8))
+    )
+    kernels.page_copy([short, long], [to_short, to_long], [[0, 1], [1, 2]], axis=0)
+    assert torch.equal(to_short[1:], short[:2])
+    assert torch.equal(to_long[1:], long[:2])
+
+
+def test_layers_that_lie_in_each_other_are_judged_together() -> None:
+    array = torch.arange(24).reshape(6, 4)
+    layers, before = [array[:4], array[2:]], array.clone()
+    with pytest.raises(errors.OverlapError):
+        kernels.page_copy(layers, layers, [[0, 2]], axis=0)
+    assert torch.equal(array, before)

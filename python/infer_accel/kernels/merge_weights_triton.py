@@ -121,16 +121,17 @@ def merge_layers(
             is_rank = place < rank
             if PAIRED:
                 place = tl.where((place ^ 1) < rank, place ^ 1, place)
-            # What fills up the last step is 0 · −0: a product that changes no sum, −0 included.
+            # What fills up the last step is −1 · 0 = −0: a product that changes no sum, −0 included. Triton makes +0
+            # of a −0 that is written out.
             left = tl.load(
                 b + row[:, None] * b_row + place[None, :] * b_rank,
                 mask=is_row[:, None] & is_rank[None, :],
-                other=0,
+                other=0xBF80 if B == BFLOAT16 else -1.0,
             )
             right = tl.load(
                 a + place[:, None] * a_rank + column[None, :] * a_column,
                 mask=is_rank[:, None] & is_column[None, :],
-                other=0x8000 if A == BFLOAT16 else -0.0,
+                other=0,
             )
             sums = product(left, right, sums, A, B, TENSOR_CORES, INTERPRETED)
         before = widen(stored, WEIGHT)
