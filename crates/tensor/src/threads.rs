@@ -9,6 +9,8 @@
 //! generation, leaks it and makes its own. No lock is shared between generations.
 #![allow(unsafe_code)] // pthread_atfork, and pools that live as long as the process
 
+mod helpers;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -76,11 +78,6 @@ pub fn resolve(num_threads: Option<usize>) -> Result<usize, TensorError> {
 /// Runs `task(i)` for every `i` below `tasks`, on at most `threads` threads of which the caller is one.
 /// Tasks are handed out in order, one at a time; a panic in a task is raised again here.
 pub fn parallel_for(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
-    let workers = threads.min(tasks);
-    let Some(pool) = (if workers > 1 { pool() } else { None }) else {
-        (0..tasks).for_each(task);
-        return;
-    };
     let next = AtomicUsize::new(0);
     let work = || {
         loop {
@@ -91,12 +88,15 @@ pub fn parallel_for(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
             task(index);
         }
     };
-    pool.in_place_scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(|_| work());
-        }
-        work();
-    });
+    together(threads.min(tasks), &work, work);
+}
+
+/// Does `own` here and `help` on as many threads of the pool as make `workers` together, if they come in time.
+fn together(workers: usize, help: &(dyn Fn() + Sync), own: impl FnOnce()) {
+    match if workers > 1 { pool() } else { None } {
+        None => own(),
+        Some(pool) => helpers::run(pool, workers - 1, help, own),
+    }
 }
 
 /// As [`parallel_for`], but asks `stop` on the calling thread, between two of its tasks and at most every
@@ -125,20 +125,12 @@ pub fn parallel_for_interruptible(
             }
         }
     };
-    let workers = threads.min(tasks);
-    match if workers > 1 { pool() } else { None } {
-        None => as_caller(),
-        Some(pool) => pool.in_place_scope(|scope| {
-            for _ in 1..workers {
-                scope.spawn(|_| {
-                    while let Some(index) = take() {
-                        task(index);
-                    }
-                });
-            }
-            as_caller();
-        }),
-    }
+    let as_helper = || {
+        while let Some(index) = take() {
+            task(index);
+        }
+    };
+    together(threads.min(tasks), &as_helper, as_caller);
     if stopped.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
 }
 
@@ -222,6 +214,30 @@ mod tests {
         assert_eq!(result, Err(Interrupted));
         assert!(done.load(Ordering::Relaxed) < 10_000);
         assert_eq!(parallel_for_interruptible(2, 100, &|| false, |_| {}), Ok(()));
+    }
+
+    #[test]
+    fn what_borrows_from_the_caller_is_left_in_time() {
+        for round in 0..2000_usize {
+            let values: Vec<AtomicUsize> = (0..=round % 5).map(|_| AtomicUsize::new(0)).collect();
+            parallel_for(4, values.len(), |index| {
+                values[index].fetch_add(1 + round, Ordering::Relaxed);
+            });
+            assert!(values.into_iter().all(|value| value.into_inner() == 1 + round));
+        }
+    }
+
+    #[test]
+    fn the_last_helper_wakes_its_owner() {
+        let done = AtomicUsize::new(0);
+        let owner = std::thread::current().id();
+        parallel_for(2, 2, |_| {
+            if std::thread::current().id() != owner {
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), 2);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How many ids a text has, without making them.
 
-use crate::encode::in_tasks;
 use crate::error::Result;
+use crate::tasks::in_tasks;
 use crate::tokenizer::{EncodeOptions, Pipeline, Tokenizer};
 
 impl Tokenizer {
@@ -66,19 +66,22 @@ impl Tokenizer {
         threads: usize,
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<usize>> {
-        let parts = in_tasks(
+        in_tasks(
             texts,
             |text| text.len(),
             threads,
             stop,
-            |texts| {
-                let count = |text: &&str| {
-                    if truncation { self.count_encoded(text, options) } else { self.count(text, options) }
-                };
-                texts.iter().map(count).collect::<Result<Vec<usize>>>()
+            |_, texts: &[&str], counts: &mut [usize]| {
+                for (text, count) in texts.iter().zip(counts) {
+                    *count = if truncation {
+                        self.count_encoded(text, options)?
+                    } else {
+                        self.count(text, options)?
+                    };
+                }
+                Ok(())
             },
-        )?;
-        Ok(parts.concat())
+        )
     }
 
     /// A beginning of the text that has at most `limit` ids, and is as long as the ids allow: it ends where one of

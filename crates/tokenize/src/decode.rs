@@ -1,8 +1,11 @@
 //! Ids to text.
 
-use crate::encode::in_tasks;
+use std::str::Utf8Error;
+
+use crate::buffers::{Buffer, Buffers};
 use crate::error::{Result, TokenizeError};
 use crate::spacing::Spacing;
+use crate::tasks::in_tasks;
 use crate::tokenizer::{Pipeline, Tokenizer};
 
 /// What to do with decoded bytes that are not UTF-8, as Python's `bytes.decode` names it.
@@ -17,6 +20,63 @@ pub enum InvalidUtf8 {
     Strict,
 }
 
+/// The texts of many lists of ids.
+#[derive(Clone, Debug, Default)]
+pub struct TextBatch {
+    /// Texts, one after the other, in as many pieces as threads made them.
+    pieces: Vec<String>,
+    /// Texts that follow each other: the piece where they lie, and where each ends; the first begins where the second
+    /// number says.
+    runs: Vec<(usize, usize, Vec<usize>)>,
+}
+
+impl TextBatch {
+    /// The texts, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.runs.iter().flat_map(|(piece, start, ends)| {
+            let piece = self.pieces.get(*piece).map_or("", String::as_str);
+            let mut start = *start;
+            ends.iter().map(move |&end| {
+                let text = piece.get(start..end).unwrap_or_default();
+                start = end;
+                text
+            })
+        })
+    }
+
+    /// The number of texts.
+    pub fn len(&self) -> usize {
+        self.runs.iter().map(|(_, _, ends)| ends.len()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What tasks have written: the texts of a part lie side by side, and have these lengths.
+    fn of(buffers: Vec<Buffer<String>>, lengths: &[usize]) -> Self {
+        let mut batch = Self::default();
+        let mut parts = Vec::new();
+        for (piece, Buffer { memory, parts: places }) in buffers.into_iter().enumerate() {
+            batch.pieces.push(memory);
+            parts.extend(places.into_iter().map(|(first, place)| (first, piece, place)));
+        }
+        parts.sort_unstable_by_key(|(first, ..)| *first);
+        let mut ends = parts.iter().skip(1).map(|(first, ..)| *first).chain([lengths.len()]);
+        for (first, piece, place) in &parts {
+            let last = ends.next().unwrap_or(*first);
+            let mut end = place.start;
+            let run = lengths.get(*first..last).unwrap_or_default().iter().map(|length| {
+                end += length;
+                end
+            });
+            batch.runs.push((*piece, place.start, run.collect()));
+        }
+        batch
+    }
+}
+
 impl Tokenizer {
     /// The text of these ids.
     ///
@@ -27,18 +87,11 @@ impl Tokenizer {
             return spacing.decode(&self.vocabulary, ids, skip_special_tokens, invalid);
         }
         let bytes = self.decode_bytes(ids, skip_special_tokens)?;
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(text),
-            Err(error) => match invalid {
-                InvalidUtf8::Replace => Ok(String::from_utf8_lossy(error.as_bytes()).into_owned()),
-                InvalidUtf8::Ignore => {
-                    Ok(error.as_bytes().utf8_chunks().map(|chunk| chunk.valid()).collect())
-                }
-                InvalidUtf8::Strict => {
-                    Err(TokenizeError::InvalidUtf8 { valid_up_to: error.utf8_error().valid_up_to() })
-                }
-            },
-        }
+        String::from_utf8(bytes).or_else(|error| {
+            let mut text = String::new();
+            append_invalid(error.as_bytes(), error.utf8_error(), invalid, &mut text)?;
+            Ok(text)
+        })
     }
 
     /// The bytes of these ids, which need not be UTF-8: a token may end inside a character.
@@ -58,13 +111,30 @@ impl Tokenizer {
             return Ok(pipeline.decode(ids, skip_special_tokens)?.into_bytes());
         }
         let mut bytes = Vec::with_capacity(ids.len() * 5); // a token of English has four to five bytes
-        for &id in ids {
-            let token = self.vocabulary.bytes(id)?;
-            if !(skip_special_tokens && self.vocabulary.is_special(id)) {
-                bytes.extend_from_slice(token);
-            }
-        }
+        self.vocabulary.append(ids, skip_special_tokens, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Appends the text of these ids; `bytes` is memory to use again.
+    fn decode_into(
+        &self,
+        ids: &[u32],
+        skip_special_tokens: bool,
+        invalid: InvalidUtf8,
+        bytes: &mut Vec<u8>,
+        text: &mut String,
+    ) -> Result<()> {
+        if self.spacing().is_some() || matches!(self.pipeline, Pipeline::Fallback(_)) {
+            text.push_str(&self.decode(ids, skip_special_tokens, invalid)?);
+            return Ok(());
+        }
+        bytes.clear();
+        self.vocabulary.append(ids, skip_special_tokens, bytes)?;
+        match std::str::from_utf8(bytes) {
+            Ok(decoded) => text.push_str(decoded),
+            Err(error) => append_invalid(bytes, error, invalid, text)?,
+        }
+        Ok(())
     }
 
     /// How texts are put together, where tokens are not just bytes one after the other.
@@ -92,25 +162,41 @@ impl Tokenizer {
         invalid: InvalidUtf8,
         threads: usize,
         stop: &dyn Fn() -> bool,
-    ) -> Result<Vec<String>> {
+    ) -> Result<TextBatch> {
         let lists = cut(ids, offsets)?;
-        let parts = in_tasks(
-            &lists,
-            |list| list.len() * 8,
-            threads,
-            stop,
-            |lists| {
-                let decode = |list: &&[u32]| self.decode(list, skip_special_tokens, invalid);
-                lists.iter().map(decode).collect::<Result<Vec<String>>>()
-            },
-        )?;
-        Ok(parts.into_iter().flatten().collect())
+        let buffers = Buffers::new(ids.len() * 5 / threads.clamp(1, lists.len().max(1)));
+        let decode = |first: usize, lists: &[&[u32]], lengths: &mut [usize]| {
+            let mut bytes = Vec::new();
+            buffers.with(first, |text: &mut String| {
+                for (list, length) in lists.iter().zip(lengths) {
+                    let start = text.len();
+                    self.decode_into(list, skip_special_tokens, invalid, &mut bytes, text)?;
+                    *length = text.len() - start;
+                }
+                Ok(())
+            })
+        };
+        let lengths = in_tasks(&lists, |list| list.len() * 8, threads, stop, decode)?;
+        Ok(TextBatch::of(buffers.into_inner(), &lengths))
     }
 
     /// The error for an id that came from outside and is not even a number of the right kind.
     pub fn no_such_id(&self, id: i64) -> TokenizeError {
         self.vocabulary.no_such_id(id)
     }
+}
+
+/// Appends bytes that are not UTF-8 in the way that was asked for.
+#[cold]
+fn append_invalid(bytes: &[u8], error: Utf8Error, invalid: InvalidUtf8, text: &mut String) -> Result<()> {
+    match invalid {
+        InvalidUtf8::Replace => text.push_str(&String::from_utf8_lossy(bytes)),
+        InvalidUtf8::Ignore => text.extend(bytes.utf8_chunks().map(|chunk| chunk.valid())),
+        InvalidUtf8::Strict => {
+            return Err(TokenizeError::InvalidUtf8 { valid_up_to: error.valid_up_to() });
+        }
+    }
+    Ok(())
 }
 
 /// The lists that the offsets cut `ids` into.

@@ -1,12 +1,10 @@
 //! Text to ids.
 
-use std::sync::{Mutex, PoisonError};
-
-use infer_accel_tensor::threads;
-
-use crate::error::{Result, TokenizeError};
+use crate::buffers::Buffers;
+use crate::error::Result;
 use crate::frame::Frame;
 use crate::native::NativePipeline;
+use crate::tasks::in_tasks;
 use crate::tokenizer::{EncodeOptions, Pipeline, Tokenizer};
 
 /// The ids of many texts, one after the other.
@@ -18,9 +16,8 @@ pub struct TokenBatch {
     pub offsets: Vec<usize>,
 }
 
-/// A task of a batch has at least this much text, so that handing it out costs nothing beside it, and no more than
-/// this and one text, so that two threads end together and a signal is heeded soon.
-const TASK_BYTES: usize = 64 * 1024;
+/// A token of most texts has more bytes than this: memory for fewer ids would have to grow.
+const BYTES_PER_ID: usize = 3;
 
 impl Tokenizer {
     /// The ids of a text, with the file's truncation and padding.
@@ -129,21 +126,20 @@ impl Tokenizer {
         threads: usize,
         stop: &dyn Fn() -> bool,
     ) -> Result<TokenBatch> {
-        let parts = in_tasks(
-            texts,
-            |text| text.len(),
-            threads,
-            stop,
-            |texts| {
-                let mut part = TokenBatch::default();
-                for text in texts {
-                    self.encode_unpadded(text, options, &mut part.ids)?;
-                    part.offsets.push(part.ids.len());
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        let buffers = Buffers::new(bytes / BYTES_PER_ID / threads.clamp(1, texts.len().max(1)));
+        let encode = |first: usize, texts: &[&str], lengths: &mut [usize]| {
+            buffers.with(first, |ids: &mut Vec<u32>| {
+                for (text, length) in texts.iter().zip(lengths) {
+                    let start = ids.len();
+                    self.encode_unpadded(text, options, ids)?;
+                    *length = ids.len() - start;
                 }
-                Ok(part)
-            },
-        )?;
-        let batch = join(parts, texts.len());
+                Ok(())
+            })
+        };
+        let lengths = in_tasks(texts, |text| text.len(), threads, stop, encode)?;
+        let batch = TokenBatch { ids: buffers.join(), offsets: offsets(&lengths) };
         Ok(match &self.limits.padding {
             None => batch,
             Some(padding) => {
@@ -162,61 +158,16 @@ impl Tokenizer {
     }
 }
 
-/// Runs `work` over parts of the items, each of [`TASK_BYTES`] or so by `bytes`, on at most `threads` threads, and
-/// returns its results in order.
-pub(crate) fn in_tasks<I: Sync, T: Send>(
-    items: &[I],
-    bytes: impl Fn(&I) -> usize,
-    threads: usize,
-    stop: &dyn Fn() -> bool,
-    work: impl Fn(&[I]) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    let tasks = divide(items, bytes);
-    let results: Vec<Mutex<Option<Result<T>>>> = tasks.iter().map(|_| Mutex::new(None)).collect();
-    let run = |index: usize| {
-        if let (Some(task), Some(result)) = (tasks.get(index), results.get(index)) {
-            let outcome = work(task);
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        }
-    };
-    threads::parallel_for_interruptible(threads, tasks.len(), stop, run)
-        .map_err(|threads::Interrupted| TokenizeError::Interrupted)?;
-    let finished = |result: Mutex<Option<Result<T>>>| {
-        let outcome = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-        outcome.unwrap_or(Err(TokenizeError::Interrupted))
-    };
-    results.into_iter().map(finished).collect()
-}
-
-/// Consecutive parts of the items.
-fn divide<I>(items: &[I], bytes: impl Fn(&I) -> usize) -> Vec<&[I]> {
-    let mut tasks = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (index, item) in items.iter().enumerate() {
-        size += bytes(item) + 64; // an item costs something even where it is empty
-        if size >= TASK_BYTES || index + 1 == items.len() {
-            tasks.push(&items[start..=index]);
-            (start, size) = (index + 1, 0);
-        }
-    }
-    tasks
-}
-
-/// Joins parts, whose offsets are the ends of their texts, into one batch.
-pub(crate) fn join(mut parts: Vec<TokenBatch>, texts: usize) -> TokenBatch {
-    let mut offsets = Vec::with_capacity(texts + 1);
-    offsets.push(0);
-    if parts.len() == 1 {
-        let only = parts.swap_remove(0);
-        offsets.extend_from_slice(&only.offsets);
-        return TokenBatch { ids: only.ids, offsets };
-    }
-    let mut ids = Vec::with_capacity(parts.iter().map(|part| part.ids.len()).sum());
-    for part in parts {
-        offsets.extend(part.offsets.iter().map(|end| ids.len() + end));
-        ids.extend_from_slice(&part.ids);
-    }
-    TokenBatch { ids, offsets }
+/// Where each text's ids begin, and where the last one's end.
+pub(crate) fn offsets(lengths: &[usize]) -> Vec<usize> {
+    let mut offsets = Vec::with_capacity(lengths.len() + 1);
+    let mut end = 0;
+    offsets.push(end);
+    offsets.extend(lengths.iter().map(|length| {
+        end += length;
+        end
+    }));
+    offsets
 }
 
 #[cfg(test)]
@@ -224,22 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tasks_cover_all_texts_once_and_in_order() {
-        let long = "x".repeat(3 * TASK_BYTES);
-        let short = vec!["abc"; 5000];
-        for texts in [&[][..], &["a"], &[&long, "", &long], &short] {
-            let tasks = divide(texts, |text| text.len());
-            assert_eq!(tasks.concat(), texts);
-            assert!(tasks.iter().all(|task| !task.is_empty()));
-        }
-    }
-
-    #[test]
-    fn parts_join_to_one_batch() {
-        let part = |ids: &[u32], ends: &[usize]| TokenBatch { ids: ids.to_vec(), offsets: ends.to_vec() };
-        let joined = join(vec![part(&[1, 2, 3], &[1, 1, 3]), part(&[], &[0]), part(&[4], &[1])], 5);
-        assert_eq!(joined, part(&[1, 2, 3, 4], &[0, 1, 1, 3, 3, 4]));
-        assert_eq!(join(vec![part(&[7], &[1])], 1), part(&[7], &[0, 1]));
-        assert_eq!(join(vec![], 0), part(&[], &[0]));
+    fn offsets_are_sums() {
+        assert_eq!((offsets(&[2, 0, 1]), offsets(&[])), (vec![0, 2, 2, 3], vec![0]));
     }
 }

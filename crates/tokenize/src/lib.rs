@@ -15,6 +15,7 @@
 
 mod borders;
 pub mod bpe;
+mod buffers;
 mod cache;
 pub mod chat;
 mod count;
@@ -38,10 +39,11 @@ mod side;
 mod spacing;
 mod special;
 mod stream;
+mod tasks;
 mod tokenizer;
 mod vocabulary;
 
-pub use decode::InvalidUtf8;
+pub use decode::{InvalidUtf8, TextBatch};
 pub use encode::TokenBatch;
 pub use error::{Result, TokenizeError};
 pub use kernels::text_of;

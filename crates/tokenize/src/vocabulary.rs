@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::error::{Result, TokenizeError};
+use crate::kernels::{ShortToken, append_short};
 use crate::load::{byte_level, spaced};
 
 /// The greatest id that is served. The table has a row for each id below the greatest, so that a small file with a
@@ -66,8 +67,15 @@ pub(crate) struct Vocabulary {
     flags: Vec<u8>,
     /// Ids in the order of their written forms, made when a token is first looked up.
     by_form: OnceLock<Vec<u32>>,
+    /// What ordinary tokens decode to, made when many are first decoded.
+    short: OnceLock<Box<[ShortToken]>>,
     longest: usize,
 }
+
+/// Ids that are decoded together.
+const RUN: usize = 256;
+/// Fewer ids than this are no reason to make the table of short tokens.
+const MANY: usize = 64;
 
 impl Vocabulary {
     /// Builds the table; an id may be given once only.
@@ -89,6 +97,7 @@ impl Vocabulary {
             ends: Vec::with_capacity(size),
             flags: Vec::with_capacity(size),
             by_form: OnceLock::new(),
+            short: OnceLock::new(),
             longest: entries.iter().map(Entry::width).max().unwrap_or(0),
         };
         for entry in entries {
@@ -136,6 +145,35 @@ impl Vocabulary {
             return Err(self.no_such_id(i64::from(id)));
         }
         Ok(self.slice(id))
+    }
+
+    /// Appends what these tokens decode to; on an error some of it. Special ones are left out where that is asked.
+    pub(crate) fn append(&self, ids: &[u32], skip_special_tokens: bool, out: &mut Vec<u8>) -> Result<()> {
+        let short = match self.short.get() {
+            None if ids.len() >= MANY => self.short.get_or_init(|| self.short_tokens()),
+            short => short.map_or(&[][..], |short| &**short),
+        };
+        for mut run in ids.chunks(RUN) {
+            loop {
+                let done = append_short(short, run, out);
+                let Some((&id, rest)) = run.get(done..).and_then(<[u32]>::split_first) else { break };
+                let token = self.bytes(id)?;
+                if !(skip_special_tokens && self.is_special(id)) {
+                    out.extend_from_slice(token);
+                }
+                run = rest;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokens that are neither long nor special, by id.
+    fn short_tokens(&self) -> Box<[ShortToken]> {
+        let short = |id: u32| {
+            let ordinary = self.flags(id) & (ASSIGNED | SPECIAL) == ASSIGNED;
+            if ordinary { ShortToken::new(self.slice(id)) } else { ShortToken::OTHER }
+        };
+        (0..self.size() as u32).map(short).collect()
     }
 
     fn slice(&self, id: u32) -> &[u8] {
@@ -258,6 +296,34 @@ mod tests {
         assert_eq!(table.form(1), None);
         assert_eq!((table.id("Ġa"), table.id("<|end of text|>"), table.id(" a")), (Some(0), Some(5), None));
         assert!(table.is_special(5) && !table.is_special(0) && !table.is_special(99));
+    }
+
+    #[test]
+    fn many_tokens_decode_like_one_by_one() {
+        let long = "longer than an entry of the table".as_bytes();
+        let tokens = [(0, "a".as_bytes()), (1, long), (3, b"\xff"), (4, b"")];
+        let mut entries: Vec<Entry> =
+            tokens.iter().map(|(id, bytes)| entry(*id, bytes, true, false)).collect();
+        entries.push(entry(2, b"<s>", false, true));
+        entries.push(entry(6, b"fifteen letters", true, false));
+        let table = Vocabulary::new(entries).unwrap();
+        let ids: Vec<u32> = (0..2000_u32)
+            .map(|step| [0, 1, 2, 3, 4, 6, 0, 0][(step * step + step / 7) as usize % 8])
+            .collect();
+        for count in [0, 1, MANY - 1, MANY, RUN, RUN + 1, ids.len()] {
+            for skip in [false, true] {
+                let shown = ids[..count].iter().filter(|id| !skip || **id != 2);
+                let expected: Vec<u8> = shown.flat_map(|id| table.bytes(*id).unwrap()).copied().collect();
+                let mut out = Vec::new();
+                table.append(&ids[..count], skip, &mut out).unwrap();
+                assert_eq!(out, expected);
+            }
+        }
+        for (wrong, length) in [(5, 1), (7, 1), (5, 300), (u32::MAX, 300)] {
+            let ids = [vec![0; length], vec![wrong, 0]].concat();
+            let error = table.append(&ids, true, &mut Vec::new()).unwrap_err();
+            assert_eq!(error.to_string(), table.bytes(wrong).unwrap_err().to_string());
+        }
     }
 
     #[test]

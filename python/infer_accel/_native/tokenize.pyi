@@ -130,13 +130,17 @@ class Tokenizer:
         """
         The text of ids.
         """
-    def decode_batch(self, /, ids: Tensor | Sequence[int] | Sequence[Sequence[int]], offsets: Tensor | Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool, errors: str, num_threads: SupportsIndex | None) -> list[str]:
+    def decode_batch(self, /, ids: Tensor | Sequence[int] | Sequence[Sequence[int]], offsets: Tensor | Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool, errors: str, num_threads: SupportsIndex | None) -> "list[str]":
         """
-        The texts of a flat table of ids, cut at the offsets.
+        The texts of a flat list of ids, cut at the offsets.
         """
     def decode_bytes(self, /, ids: Tensor | Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool) -> bytes:
         """
         The bytes of ids.
+        """
+    def decode_lists(self, /, lists: Any, skip_special_tokens: bool, errors: str, num_threads: SupportsIndex | None) -> "list[str]":
+        """
+        The texts of many lists of ids.
         """
     def encode(self, /, text: Any, add_special_tokens: bool, parse_special: bool) -> Incomplete:
         """

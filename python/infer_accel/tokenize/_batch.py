@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -109,13 +109,3 @@ class TokenBatch:
         padded = np.full(mask.shape, pad_id, dtype=np.int32)
         padded[mask] = self.ids
         return padded, mask
-
-
-def join(lists: Iterable[Ids]) -> TokenBatch:
-    """Put lists of ids into one array, with their offsets."""
-    arrays = [np.atleast_1d(np.asarray(ids)) for ids in lists]
-    offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
-    np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    filled = [array for array in arrays if len(array)]
-    ids = np.concatenate(filled) if filled else np.zeros(0, dtype=np.int32)
-    return TokenBatch(ids, offsets)

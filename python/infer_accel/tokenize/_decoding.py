@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from infer_accel.tokenize._batch import Errors, Ids, TokenBatch, join
+from infer_accel.tokenize._batch import Errors, Ids, TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,9 +60,11 @@ class Decodes:
         num_threads: int | None = None,
     ) -> list[str]:
         """Return the texts of many lists of ids; arguments and errors as for :meth:`decode`."""
-        if not isinstance(batch, TokenBatch):
-            batch = join(batch)
-        texts: list[str] = self._core.decode_batch(
-            batch.ids, batch.offsets, skip_special_tokens, errors, num_threads
-        )
+        texts: list[str]
+        if isinstance(batch, TokenBatch):
+            texts = self._core.decode_batch(
+                batch.ids, batch.offsets, skip_special_tokens, errors, num_threads
+            )
+        else:
+            texts = self._core.decode_lists(batch, skip_special_tokens, errors, num_threads)
         return texts

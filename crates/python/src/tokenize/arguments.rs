@@ -5,7 +5,7 @@ use infer_accel_tokenize::InvalidUtf8;
 use pyo3::prelude::*;
 
 use crate::errors::NativeError;
-use crate::tensor::IntTable;
+use crate::tensor::IdList;
 
 /// Encoding a byte of text takes about as long as moving this many bytes of memory.
 const WORK_PER_BYTE: usize = 48;
@@ -42,20 +42,12 @@ pub(super) fn invalid_utf8(errors: &str) -> Result<InvalidUtf8, NativeError> {
     }
 }
 
-/// A flat list of ids that fit the vocabulary's type; what the vocabulary lacks is found in the core.
+/// Ids that fit the vocabulary's type; what the vocabulary lacks is found in the core.
 pub(super) fn flat_ids(
-    table: IntTable,
+    ids: IdList,
     tokenizer: &infer_accel_tokenize::Tokenizer,
 ) -> Result<Vec<u32>, NativeError> {
-    if table.shape().len() != 1 {
-        return Err(NativeError::new(
-            ErrorKind::Shape,
-            "shape.ids",
-            format!("ids of shape {:?} came; pass one axis of ids, or use decode_batch", table.shape()),
-        ));
-    }
-    let narrow = |id: i64| u32::try_from(id).map_err(|_| NativeError::from(tokenizer.no_such_id(id)));
-    table.into_values().into_iter().map(narrow).collect()
+    ids.into_ids().map_err(|id| tokenizer.no_such_id(id).into())
 }
 
 /// Ids as numpy's int32.

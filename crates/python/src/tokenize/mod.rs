@@ -2,6 +2,7 @@
 
 mod arguments;
 pub(crate) mod chat;
+mod decoding;
 mod numbers;
 mod prompt_cache;
 mod session;

@@ -9,7 +9,7 @@ use pyo3::types::PyString;
 use super::arguments::flat_ids;
 use crate::errors::NativeError;
 use crate::run::{run, run_short};
-use crate::tensor::IntTable;
+use crate::tensor::IdList;
 
 /// Decoding an id takes about as long as moving this many bytes of memory.
 const WORK_PER_ID: usize = 64;
@@ -62,7 +62,7 @@ impl StreamDecoder {
 
     /// The text that these ids make certain; on an error those before the wrong one have been taken.
     #[pyo3(signature = (ids, /))]
-    fn step_all(&self, py: Python<'_>, ids: IntTable) -> PyResult<String> {
+    fn step_all(&self, py: Python<'_>, ids: IdList) -> PyResult<String> {
         let ids = flat_ids(ids, &self.tokenizer)?;
         run(py, ids.len() * WORK_PER_ID, || {
             self.with(|stream, text| ids.iter().try_for_each(|&id| stream.step(id, text)), str::to_owned)

@@ -12,12 +12,13 @@ use pyo3::types::{PyBytes, PyList};
 
 use super::arguments::{flat_ids, int32, int64, invalid_utf8, limit, threads_of, total, work};
 use super::chat::ChatTemplate;
+use super::decoding::{Decoding, texts};
 use super::numbers::Numbers;
 use super::session::Session;
 use super::stream::StreamDecoder;
 use crate::errors::NativeError;
 use crate::run::{interrupted, run};
-use crate::tensor::IntTable;
+use crate::tensor::{IdList, IntTable};
 use crate::text::{Texts, utf8};
 
 /// Ids, and where each of them lies in the text.
@@ -169,7 +170,7 @@ impl Tokenizer {
         &self,
         skip_special_tokens: bool,
         errors: &str,
-        prompt: Option<IntTable>,
+        prompt: Option<IdList>,
     ) -> PyResult<StreamDecoder> {
         let invalid = invalid_utf8(errors)?;
         let prompt = prompt.map(|ids| flat_ids(ids, &self.core)).transpose()?;
@@ -255,41 +256,54 @@ impl Tokenizer {
     fn decode(
         &self,
         py: Python<'_>,
-        ids: IntTable,
+        ids: IdList,
         skip_special_tokens: bool,
         errors: &str,
     ) -> PyResult<String> {
         let (ids, invalid) = (flat_ids(ids, &self.core)?, invalid_utf8(errors)?);
-        run(py, ids.len() * 64, || self.core.decode(&ids, skip_special_tokens, invalid))
+        run(py, ids.len() * 16, || self.core.decode(&ids, skip_special_tokens, invalid))
     }
 
     /// The bytes of ids.
     fn decode_bytes<'py>(
         &self,
         py: Python<'py>,
-        ids: IntTable,
+        ids: IdList,
         skip_special_tokens: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let ids = flat_ids(ids, &self.core)?;
-        let bytes = run(py, ids.len() * 64, || self.core.decode_bytes(&ids, skip_special_tokens))?;
+        let bytes = run(py, ids.len() * 16, || self.core.decode_bytes(&ids, skip_special_tokens))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
-    /// The texts of a flat table of ids, cut at the offsets.
-    fn decode_batch(
+    /// The texts of a flat list of ids, cut at the offsets.
+    #[pyo3(signature = (ids, offsets, skip_special_tokens, errors, num_threads) -> "list[str]")]
+    fn decode_batch<'py>(
         &self,
-        py: Python<'_>,
-        ids: IntTable,
+        py: Python<'py>,
+        ids: IdList,
         offsets: IntTable,
         skip_special_tokens: bool,
         errors: &str,
         num_threads: Option<usize>,
-    ) -> PyResult<Vec<String>> {
-        let (ids, offsets) = (flat_ids(ids, &self.core)?, offsets.into_values());
-        let (invalid, threads) = (invalid_utf8(errors)?, threads_of(num_threads)?);
-        run(py, ids.len() * 64, || {
-            self.core.decode_batch(&ids, &offsets, skip_special_tokens, invalid, threads, &interrupted)
-        })
+    ) -> PyResult<Bound<'py, PyList>> {
+        let decoding = Decoding { skip_special_tokens, errors, num_threads };
+        texts(py, &self.core, ids, offsets.values(), &decoding)
+    }
+
+    /// The texts of many lists of ids.
+    #[pyo3(signature = (lists, skip_special_tokens, errors, num_threads) -> "list[str]")]
+    fn decode_lists<'py>(
+        &self,
+        py: Python<'py>,
+        lists: &Bound<'py, PyAny>,
+        skip_special_tokens: bool,
+        errors: &str,
+        num_threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let (ids, offsets) = IdList::joined(lists)?;
+        let decoding = Decoding { skip_special_tokens, errors, num_threads };
+        texts(py, &self.core, ids, &offsets, &decoding)
     }
 
     /// The id of a token in its written form.

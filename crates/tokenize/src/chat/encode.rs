@@ -1,8 +1,9 @@
 //! Conversations to ids and to counts.
 
 use super::{ChatTemplate, Data, Now};
-use crate::encode::{TokenBatch, in_tasks, join};
+use crate::encode::{TokenBatch, offsets};
 use crate::error::Result;
+use crate::tasks::in_tasks;
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 
 /// What rendering and encoding a conversation costs, in bytes of plain text: a share of a task of a batch.
@@ -81,9 +82,8 @@ impl ChatTemplate {
     ) -> Result<TokenBatch> {
         let encode = |each: &Conversation| self.encode(tokenizer, each);
         let each = Self::in_parts(conversations, threads, stop, encode)?;
-        let count = each.len();
-        let part = |ids: Vec<u32>| TokenBatch { offsets: vec![ids.len()], ids };
-        Ok(join(each.into_iter().map(part).collect(), count))
+        let lengths: Vec<usize> = each.iter().map(Vec::len).collect();
+        Ok(TokenBatch { ids: each.concat(), offsets: offsets(&lengths) })
     }
 
     /// The number of ids of many conversations' prompts, as [`ChatTemplate::render_batch`].
@@ -100,13 +100,18 @@ impl ChatTemplate {
         Self::in_parts(conversations, threads, stop, |each| self.count(tokenizer, each))
     }
 
-    fn in_parts<T: Send>(
+    fn in_parts<T: Send + Default>(
         conversations: &[Conversation],
         threads: usize,
         stop: &dyn Fn() -> bool,
         call: impl Fn(&Conversation) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let all = |part: &[Conversation]| part.iter().map(&call).collect::<Result<Vec<T>>>();
-        Ok(in_tasks(conversations, |_| COST, threads, stop, all)?.into_iter().flatten().collect())
+        let all = |_, part: &[Conversation], results: &mut [T]| {
+            for (conversation, result) in part.iter().zip(results) {
+                *result = call(conversation)?;
+            }
+            Ok(())
+        };
+        in_tasks(conversations, |_| COST, threads, stop, all)
     }
 }

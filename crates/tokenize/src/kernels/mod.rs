@@ -1,5 +1,5 @@
 //! What depends on the processor or on memory: classifying 64 bytes at a time, asking for memory ahead of use, tables
-//! in huge pages, ids written without a branch.
+//! in huge pages, ids and bytes of tokens written without a branch.
 //!
 //! The portable tier is the specification; the tests hold the others against it.
 
@@ -12,6 +12,7 @@ mod look_avx2;
 mod portable;
 mod prefetch;
 mod table;
+mod tokens;
 mod utf8;
 
 use crate::pretokenize::block::{self, Starts};
@@ -21,6 +22,7 @@ use infer_accel_tensor::simd::{Tier, tier};
 pub(crate) use look::{PART, look};
 pub(crate) use prefetch::prefetch;
 pub(crate) use table::Table;
+pub(crate) use tokens::{ShortToken, append_short};
 pub use utf8::text_of;
 
 /// Bytes that are classified together.

@@ -259,6 +259,13 @@ class Tokenizer:
         parts = pairwise(offsets)
         return [self.decode(ids[start:end], skip_special_tokens, errors) for start, end in parts]
 
+    def decode_lists(
+        self, lists: Iterable[object], skip_special_tokens: bool, errors: str, num_threads: int | None
+    ) -> list[str]:
+        """Return the texts of many lists of ids."""
+        _check_threads(num_threads)
+        return [self.decode(ids, skip_special_tokens, errors) for ids in lists]
+
     def token_to_id(self, token: object) -> int | None:
         """Return the id of a written token."""
         return self._model.forms.get(_checked(token))
