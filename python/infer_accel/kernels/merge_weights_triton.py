@@ -140,7 +140,8 @@ def merge_layers(
             scale_column = column // tl.load(fields + 18)
             scales = pointer(tl.load(fields + 14), SCALE, 1)
             place = scale_row[:, None] * tl.load(fields + 15) + scale_column[None, :] * tl.load(fields + 16)
-            scale = widen(tl.load(scales + place, mask=mask, other=1), SCALE)
+            one: tl.constexpr = 0x3F80 if SCALE == BFLOAT16 else 1.0
+            scale = widen(tl.load(scales + place, mask=mask, other=one), SCALE)
             merged = tl.div_rn(fused(factor, sums, before * scale, INTERPRETED), scale)
         else:
             merged = fused(factor, sums, before, INTERPRETED)
