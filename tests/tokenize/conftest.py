@@ -241,6 +241,9 @@ VARIANTS: dict[str, tuple[Callable[[dict[str, Any]], object], bool]] = {
     "qwen3.5_split": (lambda d: d.update(pre_tokenizer=_split(PRESETS["qwen3.5"])), True),
     "nfkc": (lambda d: d.update(normalizer={"type": "NFKC"}), False),
     "other_split": (lambda d: d.update(pre_tokenizer=_split(r"[a-z]+|[^a-z]")), False),
+    # Here `{1,3}+` is no possessive repetition, `$` ends every line, and [:punct:] knows more than ASCII.
+    "cl100k_split": (lambda d: d.update(pre_tokenizer=_split(PRESETS["cl100k"])), False),
+    "another_engine_s_split": (lambda d: d.update(pre_tokenizer=_split(r"\s+$|[[:punct:]]+|\w+|\s|.")), False),
     "no_decoder": (lambda d: d.update(decoder=None), False),
     "composed_tokens": (_composed_tokens, False),
 }  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
 
 from infer_accel import errors, reference
 
@@ -73,7 +74,7 @@ def test_nulls_are_refused_where_they_are(small: Tokenizer, make: Any) -> None:
     st.integers(0, 12),
     st.sampled_from(["string", "large_string", "string_view"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=repeats(60, 1200))
 def test_any_texts(small: Tokenizer, texts: list[str], start: int, kind: str) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     same(small, pyarrow.array(texts, getattr(pyarrow, kind)()).slice(start), texts[start:])

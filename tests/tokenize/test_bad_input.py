@@ -157,7 +157,7 @@ def test_every_truncation_of_a_file_is_refused(trained: dict[str, Any], tmp_path
 DAMAGE = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=repeats(100, 2000), deadline=None)
 @given(damage=DAMAGE)
 def test_a_damaged_file_loads_as_the_reference_does_or_not_at_all(
     trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[float, int]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
 
 from infer_accel import reference
 from infer_accel.errors import DTypeError, InferAccelError, TokenizerError
@@ -286,7 +287,7 @@ def test_messages_forge_nothing(chat: ChatTemplate) -> None:
     assert trusted.count(end) == 4
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=repeats(100, 2000), deadline=None)
 @given(
     contents=st.lists(
         st.lists(st.sampled_from(["<|end|>", "<|", "|>", "<|im_start|>", "x", " ", "<", "im_start", "\x7f", "~", "漢"])).map("".join),
@@ -323,7 +324,7 @@ BOUND = st.none() | st.integers(-6, 6)
     st.sampled_from(["", "é", "abc漢", [], [1], ["a", 2, None]]),
     st.tuples(BOUND, BOUND, st.integers(-4, 4).filter(bool)),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=repeats(200, 4000))
 def test_slices_are_those_of_jinja(small: Tokenizer, value: object, bounds: Any) -> None:
     start, stop, step = ("" if bound is None else bound for bound in bounds)
     template = f"{{% set s = value[{start}:{stop}:{step}] %}}{{{{ s | list if s is not string else s }}}}"
@@ -439,7 +440,7 @@ def test_hash_prompt_takes_messages(
     st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "x"]), "content": st.text(max_size=40)}), min_size=1),
     st.integers(1, 9),
 )  # fmt: skip
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=repeats(40, 800))
 def test_hash_prompt_of_messages_is_the_three_steps(
     templated: Tokenizer, messages: list[dict[str, str]], block_size: int
 ) -> None:

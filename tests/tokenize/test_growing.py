@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
+from tests.tokenize.id_lists import id_lists
 
 from infer_accel import reference
 from infer_accel.bench import data
@@ -119,7 +121,7 @@ def test_a_prompt_cache_has_the_ids_of_every_prompt(variant: tuple[Path, bool], 
             assert stats.reused_bytes == 0 or variant[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=repeats(60, 1200), deadline=None)
 @given(
     start=st.lists(PIECES, min_size=200, max_size=400).map("".join),
     ends=st.lists(TEXTS, min_size=2, max_size=4),
@@ -191,8 +193,8 @@ def test_a_prompt_cache_pickles_and_refuses(small: Tokenizer, backend: str) -> N
 # Streams ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
-@given(ids=st.lists(st.integers(0, 1500), max_size=30), skip=st.booleans(), prompt=st.integers(0, 10))
+@settings(max_examples=repeats(200, 4000), deadline=None)
+@given(ids=id_lists(1504, range(128, 256), longest=30), skip=st.booleans(), prompt=st.integers(0, 10))
 def test_any_stream_shows_what_decoding_shows(
     small: Tokenizer, ids: list[int], skip: bool, prompt: int
 ) -> None:
@@ -272,7 +274,7 @@ def test_a_stream_refuses_and_goes_on(small: Tokenizer, backend: str) -> None:
 # Segments ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=repeats(200, 4000), deadline=None)
 @given(segments=st.lists(st.tuples(TEXTS, st.booleans()), max_size=5), add=st.booleans())
 def test_segments_are_specified(
     small_and_specified: tuple[Tokenizer, Any], segments: list[tuple[str, bool]], add: bool
@@ -337,7 +339,7 @@ def test_offsets_are_those_of_the_reference(variant: tuple[Path, bool], some_tex
         assert [tuple(pair) for pair in offsets.bounds.tolist()] == expected.offsets, text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=repeats(200, 4000), deadline=None)
 @given(text=TEXTS, parse=st.booleans())
 def test_offsets_are_specified(small_and_specified: tuple[Tokenizer, Any], text: str, parse: bool) -> None:
     ours, specification = small_and_specified

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
 
 from infer_accel.tokenize import Tokenizer
 
@@ -114,7 +115,7 @@ def pair(trained: dict[str, object], save: object) -> tuple[Tokenizer, dict[bool
     return Tokenizer.from_file(path), {parse: reference(path, parse_special=parse) for parse in (True, False)}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=repeats(300, 6000), deadline=None)
 @given(parts=MARKED, parse=st.booleans())
 def test_any_text_gives_the_references_ids(
     pair: tuple[Tokenizer, dict[bool, Any]], parts: list[str], parse: bool

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
+from tests.tokenize.id_lists import id_lists
 
 from infer_accel import reference
 from infer_accel._reference.tokenize.patterns import PRESETS, compile_pattern
@@ -84,7 +86,7 @@ def both(
     return Tokenizer.from_file(path), reference.tokenize.Tokenizer.from_file(str(path))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=repeats(200, 4000), deadline=None)
 @given(text=st.text(max_size=40), parse=st.booleans())
 def test_any_text_gives_the_same(
     both: tuple[Tokenizer, reference.tokenize.Tokenizer], text: str, parse: bool
@@ -97,9 +99,9 @@ def test_any_text_gives_the_same(
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=repeats(200, 4000), deadline=None)
 @given(
-    ids=st.lists(st.integers(-3, 1700), max_size=12),
+    ids=st.one_of(st.lists(st.integers(-3, 1700), max_size=12), id_lists(1504, range(128, 256))),
     skip=st.booleans(),
     errors=st.sampled_from(["replace", "ignore", "strict"]),
 )

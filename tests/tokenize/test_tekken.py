@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.soak import repeats
 
 from infer_accel._reference.tokenize.alphabet import bytes_of
 from infer_accel._reference.tokenize.patterns import PRESETS
@@ -80,7 +81,7 @@ def test_ids_are_those_of_the_reference(
         assert small_tekken.count(text) == len(expected(text)) + 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=repeats(300, 6000), deadline=None)
 @given(text=st.text(max_size=60))
 def test_any_text_has_the_ids_of_the_reference(
     small_tekken: Tokenizer, made: dict[str, Any], text: str

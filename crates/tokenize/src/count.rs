@@ -93,8 +93,7 @@ impl Tokenizer {
     /// # Errors
     /// As for [`Tokenizer::count`].
     pub fn truncate(&self, text: &str, options: EncodeOptions, limit: usize) -> Result<usize> {
-        // No token is longer than the longest, so what lies beyond cannot be part of the answer.
-        let widest = self.vocabulary.longest().max(1).saturating_mul(limit.saturating_add(1));
+        let widest = self.widest(limit);
         let head = &text[..floor_char_boundary(text, widest)];
         if head.len() == text.len() && self.fits(text, options, limit)? {
             return Ok(text.len());
@@ -111,6 +110,13 @@ impl Tokenizer {
             }
         }
         self.truncate_by_halves(head, options, limit)
+    }
+
+    /// No text of more bytes has so few ids, as far as it is known: no token is longer than the longest.
+    fn widest(&self, limit: usize) -> usize {
+        let Pipeline::Native(pipeline) = &self.pipeline else { return usize::MAX };
+        let Some(times) = pipeline.most_shrinking() else { return usize::MAX };
+        self.vocabulary.longest().max(1).saturating_mul(times).saturating_mul(limit.saturating_add(1))
     }
 
     fn first_guess(&self, head: &str, options: EncodeOptions, limit: usize) -> Option<usize> {

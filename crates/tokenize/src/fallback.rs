@@ -46,6 +46,8 @@ pub(crate) struct LibraryPipeline {
     truncating: Option<[Variant; 2]>,
     /// The file's added tokens, for finding out where they stand.
     matcher: Matcher,
+    /// Whether the decoder puts tokens that stand for bytes together to characters.
+    joins_bytes: bool,
 }
 
 /// A pipeline that encodes a text as a whole.
@@ -72,6 +74,14 @@ impl FallbackPipeline {
         match self {
             Self::Library(_) => None,
             Self::Model(pipeline) => Some(&pipeline.spacing),
+        }
+    }
+
+    /// Whether the library's decoder puts tokens that stand for bytes together to characters.
+    pub(crate) fn joins_bytes(&self) -> bool {
+        match self {
+            Self::Library(library) => library.joins_bytes,
+            Self::Model(_) => false,
         }
     }
 
@@ -142,6 +152,8 @@ impl LibraryPipeline {
         parsing.with_normalizer(normalizer).map_err(malformed)?;
         let pre_tokenizer: Option<PreTokenizerWrapper> = section("pre_tokenizer", parts.pre_tokenizer)?;
         let post_processor: Option<PostProcessorWrapper> = section("post_processor", parts.post_processor)?;
+        let joins_bytes =
+            parts.decoder.as_ref().is_some_and(|decoder| decoder.to_string().contains("\"ByteFallback\""));
         let decoder: Option<DecoderWrapper> = section("decoder", parts.decoder)?;
         parsing.with_pre_tokenizer(pre_tokenizer).with_post_processor(post_processor).with_decoder(decoder);
         let added = parts.added_tokens;
@@ -159,7 +171,7 @@ impl LibraryPipeline {
                 Some([truncating, plain])
             }
         };
-        Ok((Self { parsing, plain, truncating, matcher }, vocabulary))
+        Ok((Self { parsing, plain, truncating, matcher, joins_bytes }, vocabulary))
     }
 
     fn variant(&self, parse_special: bool, truncate: bool) -> &Variant {

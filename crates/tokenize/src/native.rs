@@ -1,7 +1,7 @@
 //! The pipeline of byte-level BPE: added tokens, normalization, the split, the merges, the frame.
 
 use std::borrow::Cow;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
@@ -50,6 +50,14 @@ impl PrefixSpace {
 }
 
 impl Normalization {
+    /// The same for text that goes on after a cut.
+    fn continued(self) -> Self {
+        match self {
+            Self::Spaces(_) => Self::Spaces(PrefixSpace::Never),
+            other => other,
+        }
+    }
+
     /// The normalized text; `at_start` says whether it is the beginning of the whole text.
     pub(crate) fn apply(self, text: &str, at_start: bool) -> Cow<'_, str> {
         match self {
@@ -70,6 +78,20 @@ impl Normalization {
     }
 }
 
+/// How a text, or a part of one that was cut, is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    pub(crate) parse_special: bool,
+    /// Whether this is the beginning of the text: a part that goes on after a cut gets no space put before it.
+    pub(crate) begins: bool,
+}
+
+impl Reading {
+    pub(crate) fn whole(parse_special: bool) -> Self {
+        Self { parse_special, begins: true }
+    }
+}
+
 /// A part of a text as the encoder gets it.
 pub(crate) enum Piece<'p> {
     /// Text to split and merge, after normalization.
@@ -86,6 +108,8 @@ pub(crate) struct NativePipeline {
     normalized: Matcher,
     normalization: Normalization,
     prefix_space: bool,
+    /// Bytes without a token, which are left out of a text once it is split.
+    left_out: Option<Box<[bool; 256]>>,
     /// How texts are put together, where tokens are not just bytes one after the other.
     pub(crate) spacing: Option<Spacing>,
     pub(crate) frame: Frame,
@@ -103,6 +127,7 @@ impl NativePipeline {
             normalized: Matcher::new(normalized)?,
             normalization: Normalization::None,
             prefix_space: false,
+            left_out: None,
             spacing: None,
             frame,
             borders,
@@ -116,6 +141,11 @@ impl NativePipeline {
 
     pub(crate) fn with_prefix_space(mut self, prefix_space: bool) -> Self {
         self.prefix_space = prefix_space;
+        self
+    }
+
+    pub(crate) fn leaving_out(mut self, bytes: Option<Box<[bool; 256]>>) -> Self {
+        self.left_out = bytes;
         self
     }
 
@@ -133,8 +163,49 @@ impl NativePipeline {
         self.normalization
     }
 
-    pub(crate) fn encoder(&self) -> &BytePairEncoder {
-        &self.encoder
+    /// The bytes to leave out, if this text has any.
+    fn left_out_of(&self, text: &str) -> Option<&[bool; 256]> {
+        let left_out = self.left_out.as_deref()?;
+        text.bytes().any(|byte| left_out[usize::from(byte)]).then_some(left_out)
+    }
+
+    /// How many times as many bytes as its tokens, all together, a text may have; `None` where that is unlimited.
+    pub(crate) fn most_shrinking(&self) -> Option<usize> {
+        match self.normalization {
+            _ if self.left_out.is_some() => None,
+            // Three characters of Hangul, nine bytes, become one of three; nothing shrinks more.
+            Normalization::Nfc => Some(3),
+            _ => Some(1),
+        }
+    }
+
+    /// The ids of text that needs nothing but the split and the merges.
+    fn encode_plain_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        match self.left_out_of(text) {
+            None => self.encoder.encode_into(text, ids),
+            Some(left_out) => self.encoder.encode_without(text, left_out, |id, _| ids.push(id)),
+        }
+    }
+
+    /// The number of ids of such text, as [`Self::count`] has it.
+    fn count_plain(&self, text: &str, limit: usize) -> Result<usize> {
+        let Some(left_out) = self.left_out_of(text) else { return self.encoder.count(text, limit) };
+        let mut count = 0;
+        self.encoder.encode_without(text, left_out, |_, _| count += 1)?;
+        Ok(count)
+    }
+
+    /// The ids of such text, and the bytes of it that each stands for.
+    pub(crate) fn spans_of_plain(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let mut found = Vec::new();
+        if let Some(left_out) = self.left_out_of(text) {
+            self.encoder.encode_without(text, left_out, |id, part| found.push((id, part)))?;
+        } else {
+            let mut spans = Vec::new();
+            self.encoder.encode_with_spans(text, &mut spans)?;
+            found.extend(spans.iter().map(|span| (span.id, span.start as usize..span.end as usize)));
+        }
+        Ok(found)
     }
 
     /// The text as the encoder gets it, and how many spaces were put before it.
@@ -158,7 +229,7 @@ impl NativePipeline {
     fn for_each_piece(
         &self,
         text: &str,
-        parse_special: bool,
+        reading: Reading,
         mut visit: impl FnMut(Piece<'_>) -> Result<bool>,
     ) -> Result<()> {
         let mut outcome = Ok(());
@@ -171,14 +242,19 @@ impl NativePipeline {
             }
         };
         let start = text.as_ptr();
+        let Reading { parse_special, begins } = reading;
         let _ = self.exact.split(text, parse_special, |part| match part {
             Part::Token(id) => step(Piece::Token(id)),
             Part::Text(text) => {
                 let at_start = text.as_ptr() == start;
-                let text = self.normalization.apply(text, at_start);
+                let goes_on = at_start && !begins;
+                let normalization = if goes_on { self.normalization.continued() } else { self.normalization };
+                let text = normalization.apply(text, at_start);
+                let start = text.as_ptr();
                 self.normalized.split(&text, parse_special, |part| match part {
                     Part::Token(id) => step(Piece::Token(id)),
                     Part::Text("") => ControlFlow::Continue(()),
+                    Part::Text(text) if goes_on && text.as_ptr() == start => step(Piece::Text(text)),
                     Part::Text(text) => step(Piece::Text(&self.with_prefix(text).0)),
                 })
             }
@@ -191,12 +267,20 @@ impl NativePipeline {
     /// # Errors
     /// [`crate::TokenizeError::PatternGaveUp`], for patterns without a scanner of their own.
     pub(crate) fn encode_into(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
-        if self.is_direct(parse_special) {
-            return self.encoder.encode_into(text, ids);
+        self.encode_part_into(text, Reading::whole(parse_special), ids)
+    }
+
+    /// As [`Self::encode_into`], for what [`Self::is_cut`] has cut apart, too.
+    ///
+    /// # Errors
+    /// As for [`Self::encode_into`].
+    pub(crate) fn encode_part_into(&self, text: &str, reading: Reading, ids: &mut Vec<u32>) -> Result<()> {
+        if self.is_direct(reading.parse_special) {
+            return self.encode_plain_into(text, ids);
         }
-        self.for_each_piece(text, parse_special, |piece| {
+        self.for_each_piece(text, reading, |piece| {
             match piece {
-                Piece::Text(text) => self.encoder.encode_into(text, ids)?,
+                Piece::Text(text) => self.encode_plain_into(text, ids)?,
                 Piece::Token(id) => ids.push(id),
             }
             Ok(true)
@@ -208,13 +292,21 @@ impl NativePipeline {
     /// # Errors
     /// As for [`Self::encode_into`].
     pub(crate) fn count(&self, text: &str, parse_special: bool, limit: usize) -> Result<usize> {
-        if self.is_direct(parse_special) {
-            return self.encoder.count(text, limit);
+        self.count_part(text, Reading::whole(parse_special), limit)
+    }
+
+    /// As [`Self::count`], for what [`Self::is_cut`] has cut apart, too.
+    ///
+    /// # Errors
+    /// As for [`Self::encode_into`].
+    pub(crate) fn count_part(&self, text: &str, reading: Reading, limit: usize) -> Result<usize> {
+        if self.is_direct(reading.parse_special) {
+            return self.count_plain(text, limit);
         }
         let mut count = 0;
-        self.for_each_piece(text, parse_special, |piece| {
+        self.for_each_piece(text, reading, |piece| {
             count += match piece {
-                Piece::Text(text) => self.encoder.count(text, limit - count)?,
+                Piece::Text(text) => self.count_plain(text, limit - count)?,
                 Piece::Token(_) => 1,
             };
             Ok(count <= limit)
@@ -222,12 +314,12 @@ impl NativePipeline {
         Ok(count)
     }
 
-    /// Whether the ids of the text are those of its part before `at`, then those of its part from `at` on, as seen
-    /// from the next characters on both sides. False where it is not known.
+    /// Whether the ids of the text are those of its part before `at`, then those of its part from `at` on (read as one
+    /// that does not begin the text), as seen from the next characters on both sides. False where it is not known.
     ///
     /// The pattern allows the cut; no added token lies across it or looks across it; normalization composes nothing
-    /// across it and leaves its neighbours as they are (they are ASCII, and what follows is); and no space would be
-    /// put before the right part.
+    /// across it and leaves its neighbours as they are (they are ASCII, and what follows is); and where a space is put
+    /// before what comes after an added token, none ends there.
     pub(crate) fn is_cut(&self, text: &str, at: usize, parse_special: bool) -> bool {
         let bytes = text.as_bytes();
         let (Some(&before), Some(&after)) = (at.checked_sub(1).and_then(|at| bytes.get(at)), bytes.get(at))
@@ -236,16 +328,22 @@ impl NativePipeline {
         };
         let plain = || before.is_ascii() && after.is_ascii() && bytes.get(at + 1).is_none_or(u8::is_ascii);
         let idle = self.exact.is_idle(parse_special) && self.normalized.is_idle(parse_special);
-        let alone = match self.normalization {
-            Normalization::Spaces(PrefixSpace::Always) => false,
-            Normalization::Spaces(PrefixSpace::UnlessThere | PrefixSpace::AtStart) => after == b' ',
-            _ => !self.prefix_space || after == b' ',
-        };
+        let after_token = self.prefix_space
+            || matches!(
+                self.normalization,
+                Normalization::Spaces(PrefixSpace::Always | PrefixSpace::UnlessThere)
+            );
         text.is_char_boundary(at)
-            && alone
+            && (idle || !after_token || !self.borders.may_end(before))
             && (self.normalization == Normalization::None || plain())
             && (idle || self.borders.are_clear(before, after))
             && self.encoder.pretokenizer().is_cut(text, at)
+    }
+
+    /// Whether the ids of a text depend on what stands before it: a space is put there if it is the beginning.
+    pub(crate) fn puts_prefix(&self) -> bool {
+        self.prefix_space
+            || matches!(self.normalization, Normalization::Spaces(prefix) if prefix != PrefixSpace::Never)
     }
 
     /// Where in the text its first `limit` ids end, in bytes; `None` where ids do not end at places of the text as
@@ -260,15 +358,14 @@ impl NativePipeline {
             Normalization::Spaces(prefix) if !text.contains(spaced::MARK) => prefix.is_put(text, true),
             _ => return None,
         };
-        let mut spans = Vec::new();
         let encoded = if prefixed { self.normalization.apply(text, true) } else { Cow::Borrowed(text) };
-        self.encoder.encode_with_spans(&encoded, &mut spans).ok()?;
+        let spans = self.spans_of_plain(&encoded).ok()?;
         match limit.checked_sub(1) {
             None => Some(0),
             Some(last) => Some(
                 spans
                     .get(last)
-                    .map_or(text.len(), |span| (span.end as usize).saturating_sub(usize::from(prefixed))),
+                    .map_or(text.len(), |(_, span)| span.end.saturating_sub(usize::from(prefixed))),
             ),
         }
     }

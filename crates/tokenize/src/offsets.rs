@@ -164,13 +164,11 @@ impl NativePipeline {
         }
         let (encoded, spaces) = self.with_prefix(plain);
         let first = plain.chars().next().map_or(0, char::len_utf8);
-        let mut spans = Vec::new();
-        self.encoder().encode_with_spans(&encoded, &mut spans)?;
-        located.extend(spans.into_iter().map(|span| {
+        located.extend(self.spans_of_plain(&encoded)?.into_iter().map(|(id, span)| {
             // A space that was put before the text is no part of it; alone, it stands where the first character does.
-            let place = |at: u32| (at as usize).saturating_sub(spaces);
+            let place = |at: usize| at.saturating_sub(spaces);
             let end = if place(span.end) == 0 { first } else { place(span.end) };
-            (span.id, moved(start + place(span.start)..start + end))
+            (id, moved(start + place(span.start)..start + end))
         }));
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::native::Reading;
 use crate::tokenizer::{EncodeOptions, Pipeline, Tokenizer};
 
 /// The ids of a text to which more is appended. They are always those of the whole text, the file's truncation and
@@ -17,6 +18,8 @@ pub struct Session {
     options: EncodeOptions,
     /// The text whose ids may still change.
     tail: String,
+    /// Whether there is text before it.
+    goes_on: bool,
     ids: Vec<u32>,
     /// How many of the ids no text can change.
     settled: usize,
@@ -28,7 +31,8 @@ impl Session {
     /// # Errors
     /// As for [`Tokenizer::encode`].
     pub fn new(tokenizer: Arc<Tokenizer>, options: EncodeOptions) -> Result<Self> {
-        let mut session = Self { tokenizer, options, tail: String::new(), ids: Vec::new(), settled: 0 };
+        let (tail, ids) = (String::new(), Vec::new());
+        let mut session = Self { tokenizer, options, tail, goes_on: false, ids, settled: 0 };
         let mut ids = Vec::new();
         if let Pipeline::Native(pipeline) = &session.tokenizer.pipeline
             && options.add_special_tokens
@@ -36,7 +40,7 @@ impl Session {
             ids.extend_from_slice(&pipeline.frame.before);
         }
         session.settled = ids.len();
-        session.encode_tail("", &mut ids)?;
+        session.encode_tail("", false, &mut ids)?;
         session.ids = ids;
         Ok(session)
     }
@@ -55,10 +59,11 @@ impl Session {
         let (certain, open) = tail.split_at(cut);
         let mut ids = Vec::new();
         if let Pipeline::Native(pipeline) = &self.tokenizer.pipeline {
-            pipeline.encode_into(certain, self.options.parse_special, &mut ids)?;
+            pipeline.encode_part_into(certain, self.reading(self.goes_on), &mut ids)?;
         }
         let newly_settled = ids.len();
-        self.encode_tail(open, &mut ids)?;
+        let goes_on = self.goes_on || cut > 0;
+        self.encode_tail(open, goes_on, &mut ids)?;
         let old = self.ids.get(self.settled..).unwrap_or_default();
         let kept = self.settled + old.iter().zip(&ids).take_while(|(old, new)| old == new).count();
         self.ids.truncate(self.settled);
@@ -66,6 +71,7 @@ impl Session {
         self.settled += newly_settled;
         tail.drain(..cut);
         self.tail = tail;
+        self.goes_on = goes_on;
         Ok(kept)
     }
 
@@ -93,12 +99,16 @@ impl Session {
         cuts.next().unwrap_or(0)
     }
 
+    fn reading(&self, goes_on: bool) -> Reading {
+        Reading { parse_special: self.options.parse_special, begins: !goes_on }
+    }
+
     /// Appends the ids of the part that may still change, with what stands after the text.
-    fn encode_tail(&self, tail: &str, ids: &mut Vec<u32>) -> Result<()> {
+    fn encode_tail(&self, tail: &str, goes_on: bool, ids: &mut Vec<u32>) -> Result<()> {
         let EncodeOptions { add_special_tokens, parse_special } = self.options;
         match &self.tokenizer.pipeline {
             Pipeline::Native(pipeline) => {
-                pipeline.encode_into(tail, parse_special, ids)?;
+                pipeline.encode_part_into(tail, self.reading(goes_on), ids)?;
                 if add_special_tokens {
                     ids.extend_from_slice(&pipeline.frame.after);
                 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::decode::InvalidUtf8;
 use crate::error::{Result, TokenizeError};
+use crate::load::spaced;
 use crate::spacing::Joining;
 use crate::tokenizer::{Pipeline, Tokenizer};
 
@@ -49,6 +50,8 @@ struct Window {
     steps: usize,
     /// Ids that were decoded so far.
     decoded: usize,
+    /// Whether the last token is a byte whose run may go on: all of it changes where it turns out to be no character.
+    in_run: bool,
 }
 
 impl StreamDecoder {
@@ -74,6 +77,9 @@ impl StreamDecoder {
                 self.tokenizer.vocabulary.bytes(id)?;
             }
             self.window = Window { ids: context.to_vec(), shown: context.len(), ..Window::default() };
+            for &id in context {
+                self.window.in_run = self.is_in_run(id);
+            }
             return Ok(self);
         }
         let invalid = std::mem::replace(&mut self.invalid, InvalidUtf8::Ignore);
@@ -140,13 +146,32 @@ impl StreamDecoder {
     }
 
     fn step_window(&mut self, id: u32, text: &mut String) -> Result<()> {
+        let in_run = self.is_in_run(id);
+        let before = std::mem::replace(&mut self.window.in_run, in_run);
         self.window.ids.push(id);
         self.window.steps += 1;
+        if self.window.in_run {
+            return Ok(());
+        }
         if let Err(error) = self.show(text) {
             self.window.ids.pop();
+            self.window.in_run = before;
             return Err(error);
         }
         Ok(())
+    }
+
+    /// Whether a run of bytes is open after this id, which comes next.
+    fn is_in_run(&self, id: u32) -> bool {
+        let Pipeline::Fallback(pipeline) = &self.tokenizer.pipeline else { return false };
+        let vocabulary = &self.tokenizer.vocabulary;
+        if self.skip_special_tokens && vocabulary.is_special(id) {
+            return self.window.in_run;
+        }
+        pipeline.joins_bytes()
+            && vocabulary
+                .form(id)
+                .is_some_and(|form| spaced::byte(&form).is_some() || spaced::is_like_a_byte(&form))
     }
 
     /// Shows the new part of the window's text, unless its end may still change.
@@ -156,7 +181,8 @@ impl StreamDecoder {
             return Ok(());
         }
         self.window.decoded += cost;
-        let (shown, all) = self.texts(&self.window)?;
+        // A decoder that fails here may know what to do once there are more ids.
+        let Ok((shown, all)) = self.texts(&self.window) else { return Ok(()) };
         let Some(new) = all.strip_prefix(shown.as_str()) else { return Ok(()) };
         if new.is_empty() || new.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(());
@@ -169,8 +195,11 @@ impl StreamDecoder {
     }
 
     fn texts(&self, window: &Window) -> Result<(String, String)> {
-        let context = window.ids.get(..window.shown).unwrap_or_default();
-        Ok((self.decode(context)?, self.decode(&window.ids)?))
+        let context = match window.ids.get(..window.shown).unwrap_or_default() {
+            [] => String::new(),
+            context => self.decode(context)?,
+        };
+        Ok((context, self.decode(&window.ids)?))
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {

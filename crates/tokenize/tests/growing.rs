@@ -19,7 +19,7 @@ fn tokenizers() -> &'static [(String, Arc<Tokenizer>)] {
     TOKENIZERS.get_or_init(|| {
         let mut all: Vec<(String, Value)> =
             variants().into_iter().map(|(name, file)| (name.to_owned(), file)).collect();
-        for preset in ["cl100k", "llama3", "qwen2", "o200k"] {
+        for preset in ["qwen3.5", "llama3", "qwen2", "o200k"] {
             let mut file = document(&MERGES);
             file["pre_tokenizer"] = split(preset);
             file["added_tokens"][0]["special"] = json!(false);
@@ -219,7 +219,7 @@ proptest! {
         changes in prop::collection::vec((0..220_000_usize, text(20), any::<bool>()), 2..6),
         parse in any::<bool>(), capacity in prop::sample::select(&[300_000, 2 << 20, 8 << 20][..]),
     ) {
-        let several = ["plain", "nfc", "cl100k", "o200k"];
+        let several = ["plain", "nfc", "llama3", "o200k"];
         let known = tokenizers().iter().filter(|(name, _)| several.contains(&name.as_str()));
         for (name, tokenizer) in known {
             let cache = PromptCache::new(Arc::clone(tokenizer), capacity);
@@ -243,7 +243,7 @@ proptest! {
 
 #[test]
 fn what_comes_again_is_joined() {
-    let (_, tokenizer) = tokenizers().iter().find(|(name, _)| name == "cl100k").unwrap();
+    let (_, tokenizer) = tokenizers().iter().find(|(name, _)| name == "llama3").unwrap();
     let cache = PromptCache::new(Arc::clone(tokenizer), 16 << 20);
     let prompt = long(7, 150_000);
     let mut entries = Vec::new();
@@ -265,7 +265,7 @@ fn what_comes_again_is_joined() {
 
 #[test]
 fn threads_share_a_cache() {
-    let (_, tokenizer) = tokenizers().iter().find(|(name, _)| name == "cl100k").unwrap();
+    let (_, tokenizer) = tokenizers().iter().find(|(name, _)| name == "llama3").unwrap();
     // So small that threads push out what others have just found.
     for capacity in [200_000, 3 << 20] {
         let cache = PromptCache::new(Arc::clone(tokenizer), capacity);

@@ -49,7 +49,12 @@ fn oracles() -> &'static [Oracle] {
         regexes: steps.iter().map(regex).collect(),
         pretokenizer: Pretokenizer::from_steps(steps).unwrap(),
     };
-    ORACLES.get_or_init(|| Pretokenizer::all_steps().map(oracle).collect())
+    let cl100k = || Oracle {
+        name: "cl100k",
+        regexes: vec![Regex::new(Pretokenizer::preset_pattern("cl100k").unwrap()).unwrap()],
+        pretokenizer: Pretokenizer::preset("cl100k").unwrap(),
+    };
+    ORACLES.get_or_init(|| Pretokenizer::all_steps().map(oracle).chain([cl100k()]).collect())
 }
 
 fn check(text: &str) {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MODELS", "Piece", "as_tokenizer_json", "find_model", "pieces"]
+__all__ = ["MODELS", "Piece", "as_tokenizer_json", "character_rules", "find_model", "pieces"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
@@ -87,6 +87,15 @@ def pieces(path: Path) -> list[Piece]:
             score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
             found.append(Piece(fields.get(1, b"").decode(), score, fields.get(3, NORMAL)))
     return found
+
+
+def character_rules(path: Path) -> bytes:
+    """Return a model's `precompiled_charsmap`, by which it rewrites characters; empty where it has none."""
+    for number, value in _fields(path.read_bytes()):
+        if number == 3:  # the normalizer
+            rules: bytes = dict(_fields(value)).get(2, b"")
+            return rules
+    return b""
 
 
 def _merges(vocabulary: dict[str, int], scores: dict[str, float]) -> list[list[str]]:

@@ -1,6 +1,6 @@
 //! Text → ids: split, then encode each span.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use super::ahead::{SPANS, Sources, parts};
 use super::key::key_at;
@@ -80,6 +80,48 @@ impl BytePairEncoder {
             })
         })?;
         Ok(count)
+    }
+
+    /// Calls `emit` with each id of a text from which these bytes are left out once it is split, and with the part of
+    /// `text` that its token stands for.
+    ///
+    /// # Errors
+    /// As [`Pretokenizer::for_each`]; ids before that place have been handed out.
+    pub(crate) fn encode_without(
+        &self,
+        text: &str,
+        left_out: &[bool; 256],
+        mut emit: impl FnMut(u32, Range<usize>),
+    ) -> Result<(), TokenizeError> {
+        let start = text.as_ptr().addr();
+        let (mut kept, mut places, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        self.pool.with(|worker| {
+            self.pretokenizer.for_each_batch(text, |text, bounds| {
+                let part = text.as_ptr().addr() - start;
+                for pair in bounds.windows(2) {
+                    (kept.clear(), places.clear(), ids.clear());
+                    let span = text.as_bytes().get(pair[0]..pair[1]).unwrap_or_default();
+                    for (place, &byte) in (part + pair[0]..).zip(span) {
+                        if !left_out[usize::from(byte)] {
+                            kept.push(byte);
+                            places.push(place);
+                        }
+                    }
+                    if kept.is_empty() {
+                        continue;
+                    }
+                    worker.encode_into(&self.bpe, &kept, key_at(&kept, 0, kept.len()), &mut ids);
+                    let mut rest = places.as_slice();
+                    for &id in &ids {
+                        let (own, after) = rest.split_at(self.bpe.token_length(id).min(rest.len()));
+                        rest = after;
+                        let end = own.last().map_or(part, |last| last + 1);
+                        emit(id, own.first().copied().unwrap_or(end)..end);
+                    }
+                }
+                ControlFlow::Continue(())
+            })
+        })
     }
 
     /// Appends each id and the bytes of `text` that its token stands for.

@@ -20,6 +20,7 @@ pub(crate) struct BpeModel<'f> {
     end_of_word_suffix: Option<String>,
     ignore_merges: Option<bool>,
     byte_fallback: Option<bool>,
+    unk_token: Option<String>,
     #[serde(borrow)]
     vocab: VocabularyEntries<'f>,
     #[serde(borrow)]
@@ -142,6 +143,8 @@ pub(crate) struct ResolvedModel {
     pub(crate) vocabulary: Vec<(String, u32)>,
     /// The encoder's tables, or `None` where the model is not one that the native path encodes exactly.
     pub(crate) parts: Option<BpeParts>,
+    /// The bytes that have no token, where the reference leaves them out of a text.
+    pub(crate) left_out: Option<Box<[bool; 256]>>,
 }
 
 impl BpeModel<'_> {
@@ -149,13 +152,14 @@ impl BpeModel<'_> {
     pub(crate) fn resolve(self, writing: Writing) -> Result<ResolvedModel> {
         let ids = self.ids()?;
         self.check_merges(&ids)?;
+        let mut left_out = None;
         let parts = match writing {
             _ if !self.is_plain() => None,
-            Writing::ByteLevel => self.byte_level_parts(&ids),
+            Writing::ByteLevel => self.byte_level_parts(&ids, &mut left_out),
             Writing::Spaced => self.spaced_parts(&ids),
         };
         let vocabulary = self.vocab.0.into_iter().map(|(token, id)| (token.into_owned(), id)).collect();
-        Ok(ResolvedModel { vocabulary, parts })
+        Ok(ResolvedModel { vocabulary, parts, left_out })
     }
 
     fn ids(&self) -> Result<AHashMap<&str, u32>> {
@@ -230,7 +234,11 @@ impl BpeModel<'_> {
             && is_empty(&self.end_of_word_suffix)
     }
 
-    fn byte_level_parts(&self, ids: &AHashMap<&str, u32>) -> Option<BpeParts> {
+    fn byte_level_parts(
+        &self,
+        ids: &AHashMap<&str, u32>,
+        left_out: &mut Option<Box<[bool; 256]>>,
+    ) -> Option<BpeParts> {
         let mut bytes_seen = [false; 256];
         let mut tokens = Vec::with_capacity(self.vocab.0.len());
         for (token, id) in &self.vocab.0 {
@@ -242,8 +250,18 @@ impl BpeModel<'_> {
                 tokens.push((bytes, *id));
             }
         }
+        let ignore_merges = self.ignore_merges.unwrap_or(false);
         if bytes_seen.contains(&false) {
-            return None;
+            // Without a token for what is unknown the reference leaves such bytes out, and what stood beside them
+            // merges. A span that is looked up as a whole would still have them.
+            if self.unk_token.is_some() || self.byte_fallback == Some(true) || ignore_merges {
+                return None;
+            }
+            // The encoder wants a token for every byte; these never come out of it.
+            let free = self.vocab.0.iter().map(|(_, id)| id + 1).max()?..;
+            let missing = (0..=u8::MAX).filter(|byte| !bytes_seen[usize::from(*byte)]);
+            tokens.extend(missing.map(|byte| vec![byte]).zip(free));
+            *left_out = Some(Box::new(bytes_seen.map(|seen| !seen)));
         }
         let mut merges = Vec::with_capacity(self.merges.0.len());
         for (left, right) in &self.merges.0 {
@@ -253,7 +271,6 @@ impl BpeModel<'_> {
             merges.push((*ids.get(left.as_ref())?, *ids.get(right.as_ref())?));
         }
         let merges = Merges::Pairs(keep_last(merges));
-        let ignore_merges = self.ignore_merges.unwrap_or(false);
         Some(BpeParts { tokens, merges, begins_with: Symbols::Bytes, ignore_merges })
     }
 

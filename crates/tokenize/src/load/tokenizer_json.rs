@@ -95,7 +95,7 @@ fn native(
     frame: Option<Frame>,
     limits: Limits,
 ) -> Result<Option<Tokenizer>> {
-    let ResolvedModel { vocabulary, parts: Some(parts) } = model else { return Ok(None) };
+    let ResolvedModel { vocabulary, parts: Some(parts), left_out } = model else { return Ok(None) };
     let Some(frame) = frame else { return Ok(None) };
     let Some(normalization) = normalization(sections.normalizer.as_ref()) else { return Ok(None) };
     let Some(split) = split(sections.pre_tokenizer.as_ref()) else { return Ok(None) };
@@ -111,7 +111,8 @@ fn native(
     let encoder = BytePairEncoder::new(pretokenizer, parts)?;
     let pipeline = NativePipeline::new(encoder, added, frame)?
         .with_normalization(normalization)
-        .with_prefix_space(split.prefix_space);
+        .with_prefix_space(split.prefix_space)
+        .leaving_out(left_out);
     Ok(Some(Tokenizer::new(Pipeline::Native(Box::new(pipeline)), table, limits, None)))
 }
 
@@ -124,7 +125,7 @@ fn native_spaced(
     frame: Option<Frame>,
     limits: Limits,
 ) -> Result<Option<Tokenizer>> {
-    let ResolvedModel { vocabulary, parts: Some(parts) } = model else { return Ok(None) };
+    let ResolvedModel { vocabulary, parts: Some(parts), .. } = model else { return Ok(None) };
     let Some(frame) = frame else { return Ok(None) };
     let Some(strips) = spaced::strips_a_space(sections.decoder.as_ref()) else { return Ok(None) };
     let declared = sections.added_tokens.as_deref();

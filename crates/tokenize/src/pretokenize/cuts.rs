@@ -79,7 +79,8 @@ mod tests {
     ];
 
     fn all() -> Vec<Pretokenizer> {
-        Pretokenizer::all_steps().map(|(_, steps)| Pretokenizer::from_steps(steps).unwrap()).collect()
+        let steps = Pretokenizer::all_steps().map(|(_, steps)| Pretokenizer::from_steps(steps).unwrap());
+        steps.chain(Pretokenizer::preset("cl100k")).collect()
     }
 
     fn check(pretokenizer: &Pretokenizer, text: &str) -> usize {

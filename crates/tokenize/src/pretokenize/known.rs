@@ -74,15 +74,17 @@ impl Known {
         Self::DeepSeek,
     ];
 
-    /// The scanner that means the same as `pattern`, if there is one.
+    /// The scanner that means the same as `pattern` in the syntax of `fancy-regex`, if there is one.
     pub(crate) fn from_pattern(pattern: &str) -> Option<Self> {
         SPELLINGS.iter().find(|(spelling, _)| *spelling == pattern).map(|&(_, known)| known)
     }
 
-    /// The scanner that means the same as these steps one after the other, if there is one.
+    /// The scanner that means the same as these steps one after the other, if there is one. Their patterns are read by
+    /// Oniguruma, to which cl100k's own spellings mean something else: `{1,3}+` is not possessive there but a
+    /// repetition, and `$` is the end of any line.
     pub(crate) fn from_steps(steps: &[Step<'_>]) -> Option<Self> {
         match steps {
-            [Step::Split(pattern)] => Self::from_pattern(pattern),
+            [Step::Split(pattern)] => Self::from_pattern(pattern).filter(|known| *known != Self::Cl100k),
             [Step::Gpt2] => Some(Self::Gpt2),
             [Step::Digits, rest @ ..] if Self::from_steps(rest) == Some(Self::Gpt2) => Some(Self::Gpt2Digits),
             _ if steps == DEEPSEEK => Some(Self::DeepSeek),
@@ -104,11 +106,11 @@ impl Known {
         }
     }
 
-    /// The steps in their best-known spelling.
+    /// The steps in their best-known spelling; none where steps cannot say it.
     pub(crate) fn steps(self) -> &'static [Step<'static>] {
         match self {
             Self::Gpt2 => &[Step::Split(GPT2)],
-            Self::Cl100k => &[Step::Split(CL100K)],
+            Self::Cl100k => &[],
             Self::Llama3 => &[Step::Split(LLAMA3)],
             Self::Qwen2 => &[Step::Split(QWEN2)],
             Self::Qwen35 => &[Step::Split(QWEN35)],

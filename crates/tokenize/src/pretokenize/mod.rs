@@ -38,7 +38,7 @@ pub enum Unmatched {
 /// One of the steps by which a `tokenizer.json` cuts text, each applied to what the one before has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<'p> {
-    /// By a pattern, what lies between its matches kept (`Split` with behaviour `Isolated`).
+    /// By a pattern in Oniguruma's syntax, what lies between its matches kept (`Split` with behaviour `Isolated`).
     Split(&'p str),
     /// Every number a piece of its own (`Digits` with `individual_digits`).
     Digits,
@@ -90,9 +90,12 @@ impl Pretokenizer {
         Some(Self { engine: Engine::Known(known), unmatched: Unmatched::Keep })
     }
 
-    /// Every sequence of steps that has a scanner, by name and in its best-known spelling.
+    /// Every sequence of steps that has a scanner, by name and in its best-known spelling; all scanners but cl100k's.
     pub fn all_steps() -> impl Iterator<Item = (&'static str, &'static [Step<'static>])> {
-        Known::ALL.into_iter().map(|known| (known.name(), known.steps()))
+        Known::ALL
+            .into_iter()
+            .map(|known| (known.name(), known.steps()))
+            .filter(|(_, steps)| !steps.is_empty())
     }
 
     /// One of `gpt2`, `cl100k`, `llama3`, `qwen2`, `qwen3.5`, `o200k`, `tekken`.

@@ -13,7 +13,7 @@ mod store;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::native::NativePipeline;
+use crate::native::{NativePipeline, Reading};
 use crate::tokenizer::{EncodeOptions, Pipeline, Tokenizer};
 
 use part::{JOINED, Kind, LEVELS, Part, SMALLEST};
@@ -37,9 +37,9 @@ trait Sink {
     /// Ids that the cache has.
     fn take(&mut self, ids: &[u32]);
     /// Text to encode whose ids the cache wants.
-    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<&[u32]>;
+    fn encode(&mut self, pipeline: &NativePipeline, text: &str, reading: Reading) -> Result<&[u32]>;
     /// Text that is not kept.
-    fn finish(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()>;
+    fn finish(&mut self, pipeline: &NativePipeline, text: &str, reading: Reading) -> Result<()>;
 }
 
 impl Sink for Vec<u32> {
@@ -47,14 +47,14 @@ impl Sink for Vec<u32> {
         self.extend_from_slice(ids);
     }
 
-    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<&[u32]> {
+    fn encode(&mut self, pipeline: &NativePipeline, text: &str, reading: Reading) -> Result<&[u32]> {
         let start = self.len();
-        pipeline.encode_into(text, parse_special, self)?;
+        pipeline.encode_part_into(text, reading, self)?;
         Ok(self.get(start..).unwrap_or_default())
     }
 
-    fn finish(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()> {
-        pipeline.encode_into(text, parse_special, self)
+    fn finish(&mut self, pipeline: &NativePipeline, text: &str, reading: Reading) -> Result<()> {
+        pipeline.encode_part_into(text, reading, self)
     }
 }
 
@@ -70,15 +70,15 @@ impl Sink for Count {
         self.count += ids.len();
     }
 
-    fn encode(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<&[u32]> {
+    fn encode(&mut self, pipeline: &NativePipeline, text: &str, reading: Reading) -> Result<&[u32]> {
         self.ids.clear();
-        pipeline.encode_into(text, parse_special, &mut self.ids)?;
+        pipeline.encode_part_into(text, reading, &mut self.ids)?;
         self.count += self.ids.len();
         Ok(&self.ids)
     }
 
-    fn finish(&mut self, pipeline: &NativePipeline, text: &str, parse_special: bool) -> Result<()> {
-        self.count += pipeline.count(text, parse_special, usize::MAX)?;
+    fn finish(&mut self, pipeline: &NativePipeline, text: &str, reading: Reading) -> Result<()> {
+        self.count += pipeline.count_part(text, reading, usize::MAX)?;
         Ok(())
     }
 }
@@ -147,7 +147,8 @@ impl PromptCache {
         }
         let rest = text.get(walk.at..).unwrap_or_default();
         self.store.record(walk.reused, walk.encoded + rest.len());
-        sink.finish(pipeline, rest, parse_special)
+        let reading = walk.reading();
+        sink.finish(pipeline, rest, reading)
     }
 }
 
@@ -176,7 +177,8 @@ impl<S: Sink> Walk<'_, S> {
     /// Goes past the next part of this level; `None` where the text has no more of them, though some of what it is
     /// made of may be behind us then.
     fn part(&mut self, level: u8) -> Result<Option<Seen>> {
-        let kind = Kind { level, parse_special: self.parse_special };
+        let begins = self.at == 0 && self.pipeline.puts_prefix();
+        let kind = Kind { level, parse_special: self.parse_special, begins };
         let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
         if rest.len() <= kind.window() {
             return Ok(None);
@@ -213,11 +215,17 @@ impl<S: Sink> Walk<'_, S> {
         let last = self.text.len().min(self.at + SMALLEST + LONGEST);
         let Some(end) = (self.at + SMALLEST..last).find(|&at| self.is_cut(at)) else { return Ok(None) };
         let part = self.text.get(self.at..end).unwrap_or_default();
-        let ids = self.sink.encode(self.pipeline, part, self.parse_special)?;
+        let reading = self.reading();
+        let ids = self.sink.encode(self.pipeline, part, reading)?;
         self.store.insert(Part::new(kind, part.as_bytes(), ids));
         self.at = end;
         self.encoded += part.len();
         Ok(Some(Seen::Now))
+    }
+
+    /// How what comes next is read.
+    fn reading(&self) -> Reading {
+        Reading { parse_special: self.parse_special, begins: self.at == 0 }
     }
 
     fn is_cut(&self, at: usize) -> bool {

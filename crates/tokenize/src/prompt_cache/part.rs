@@ -18,6 +18,8 @@ pub(super) const LEVELS: u8 = 3;
 pub(super) struct Kind {
     pub(super) level: u8,
     pub(super) parse_special: bool,
+    /// Whether it begins a text, where that makes a difference.
+    pub(super) begins: bool,
 }
 
 impl Kind {
@@ -38,7 +40,7 @@ impl Kind {
     }
 
     fn number(self) -> u64 {
-        u64::from(self.level) << 1 | u64::from(self.parse_special)
+        u64::from(self.level) << 2 | u64::from(self.begins) << 1 | u64::from(self.parse_special)
     }
 }
 

@@ -236,7 +236,7 @@ mod tests {
     use super::super::part::SMALLEST;
     use super::*;
 
-    const KIND: Kind = Kind { level: 0, parse_special: false };
+    const KIND: Kind = Kind { level: 0, parse_special: false, begins: false };
 
     /// A text that begins like no other one and is long enough to be a part.
     fn text(name: &str) -> String {
@@ -299,8 +299,9 @@ mod tests {
     fn parts_of_other_kinds_are_told_apart() {
         let store = Store::new(1 << 20);
         let text = text("a").repeat(8);
-        let kinds = [(0, false), (0, true), (1, false), (1, true)];
-        let kinds = kinds.map(|(level, parse_special)| Kind { level, parse_special });
+        let kinds =
+            [(0, false, false), (0, true, false), (1, false, false), (1, true, true), (0, false, true)];
+        let kinds = kinds.map(|(level, parse_special, begins)| Kind { level, parse_special, begins });
         for (id, kind) in kinds.into_iter().enumerate() {
             store.insert(Part::new(kind, text.as_bytes(), &[id as u32]));
         }
