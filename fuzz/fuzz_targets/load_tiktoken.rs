@@ -5,7 +5,7 @@ use infer_accel_tokenize::{EncodeOptions, InvalidUtf8, TiktokenOptions, Tokenize
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|content: &[u8]| {
-    for pattern in ["gpt2", "cl100k", "o200k", "llama3", "qwen2"] {
+    for pattern in ["gpt2", "cl100k", "o200k", "llama3", "qwen2", "qwen3.5", "tekken"] {
         let options = TiktokenOptions { pattern, special_tokens: &[("<s>".to_owned(), 400)], eos_token: None };
         let Ok(tokenizer) = Tokenizer::from_tiktoken_bytes(content, &options) else { continue };
         let text = "I'm the 1234th — é漢字 text\n\n  <s> x";

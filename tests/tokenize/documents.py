@@ -11,6 +11,7 @@ from infer_accel._reference.tokenize.patterns import PRESETS
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
 __all__ = ["Maker"]
 
@@ -59,7 +60,7 @@ class Maker:
         if self.maybe(0.6):
             self._change_model(document["model"])
         ids = _ids(document)
-        sections = {
+        sections: dict[str, Callable[[], Section | None]] = {
             "normalizer": self._normalizer,
             "pre_tokenizer": self._pre_tokenizer,
             "decoder": self._decoder,

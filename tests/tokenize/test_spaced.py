@@ -208,6 +208,21 @@ def test_every_variant_is_the_reference(variant_of_spaced: Both, some_texts: lis
         variant_of_spaced.check_session(text, len(text) // 3)
 
 
+def test_a_growing_text_is_encoded_once(variant_of_spaced: Both) -> None:
+    ours, cache = variant_of_spaced.ours, PromptCache(variant_of_spaced.ours, 4 << 20)
+    if not ours.is_native:
+        pytest.skip("no places to cut are known")
+    prose, session = data.english()[:20_000], ours.session()
+    for end in range(2_000, 20_001, 2_000):
+        session.append(prose[end - 2_000 : end])
+        expected = variant_of_spaced.plain.encode(prose[:end]).ids
+        assert session.ids().tolist() == expected
+        assert len(session) - session.settled < 200
+        assert cache.encode(prose[:end]).tolist() == expected
+        assert cache.count(prose[:end]) == len(expected)
+    assert cache.stats.hit_rate > 0.7
+
+
 def test_every_form_leads_to_its_id(variant_of_spaced: Both) -> None:
     ours, reference = variant_of_spaced.ours, variant_of_spaced.parsing
     for token_id in range(ours.vocab_size):
