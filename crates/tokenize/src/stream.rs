@@ -97,7 +97,8 @@ impl StreamDecoder {
     pub fn step(&mut self, id: u32, text: &mut String) -> Result<()> {
         let token = self.tokenizer.vocabulary.bytes(id)?;
         if let (Pipeline::Fallback(_), None) = (&self.tokenizer.pipeline, self.tokenizer.spacing()) {
-            return self.step_window(id, text);
+            self.step_window(id, text);
+            return Ok(());
         }
         if self.skip_special_tokens && self.tokenizer.vocabulary.is_special(id) {
             return match self.tokenizer.spacing() {
@@ -145,20 +146,13 @@ impl StreamDecoder {
         Ok(())
     }
 
-    fn step_window(&mut self, id: u32, text: &mut String) -> Result<()> {
-        let in_run = self.is_in_run(id);
-        let before = std::mem::replace(&mut self.window.in_run, in_run);
+    fn step_window(&mut self, id: u32, text: &mut String) {
+        self.window.in_run = self.is_in_run(id);
         self.window.ids.push(id);
         self.window.steps += 1;
-        if self.window.in_run {
-            return Ok(());
+        if !self.window.in_run {
+            self.show(text);
         }
-        if let Err(error) = self.show(text) {
-            self.window.ids.pop();
-            self.window.in_run = before;
-            return Err(error);
-        }
-        Ok(())
     }
 
     /// Whether a run of bytes is open after this id, which comes next.
@@ -175,23 +169,22 @@ impl StreamDecoder {
     }
 
     /// Shows the new part of the window's text, unless its end may still change.
-    fn show(&mut self, text: &mut String) -> Result<()> {
+    fn show(&mut self, text: &mut String) {
         let cost = self.window.ids.len() + self.window.shown;
         if self.window.decoded + cost > ALLOWANCE * (self.window.steps + CONTEXT) {
-            return Ok(());
+            return;
         }
         self.window.decoded += cost;
         // A decoder that fails here may know what to do once there are more ids.
-        let Ok((shown, all)) = self.texts(&self.window) else { return Ok(()) };
-        let Some(new) = all.strip_prefix(shown.as_str()) else { return Ok(()) };
+        let Ok((shown, all)) = self.texts(&self.window) else { return };
+        let Some(new) = all.strip_prefix(shown.as_str()) else { return };
         if new.is_empty() || new.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(());
+            return;
         }
         text.push_str(new);
         // The ids just shown are the context of the next ones; what came before them is no longer needed.
         self.window.ids.drain(..self.window.shown);
         self.window.shown = self.window.ids.len();
-        Ok(())
     }
 
     fn texts(&self, window: &Window) -> Result<(String, String)> {

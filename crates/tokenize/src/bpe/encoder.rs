@@ -99,7 +99,9 @@ impl BytePairEncoder {
             self.pretokenizer.for_each_batch(text, |text, bounds| {
                 let part = text.as_ptr().addr() - start;
                 for pair in bounds.windows(2) {
-                    (kept.clear(), places.clear(), ids.clear());
+                    kept.clear();
+                    places.clear();
+                    ids.clear();
                     let span = text.as_bytes().get(pair[0]..pair[1]).unwrap_or_default();
                     for (place, &byte) in (part + pair[0]..).zip(span) {
                         if !left_out[usize::from(byte)] {
