@@ -1,5 +1,7 @@
 //! Merging one short span, a merge at a time, so that several spans can take turns while memory answers.
 
+use super::long::Placed;
+use super::merge::Model;
 use super::next_merge::{LANES, NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES, least, merge_at};
 use super::pairs::Pairs;
 use super::symbols::Characters;
@@ -26,9 +28,18 @@ impl Few {
         Self { ids: [0; FEW], merges: [NO_MERGE; FEW], begins: 0, considered: 0, place: 0 }
     }
 
-    /// Begins with the bytes of `span`, of which there are at most [`FEW`]; what is longer is cut.
+    /// Begins with what the model begins with in `span`, which has at most [`FEW`] bytes; what is longer is cut.
     #[inline]
-    pub(crate) fn begin(&mut self, pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8]) {
+    pub(super) fn begin_with(&mut self, model: &Model<'_>, span: &[u8]) {
+        if model.of_bytes {
+            self.begin(model.pairs, model.vocabulary, span);
+        } else {
+            self.begin_characters(model.pairs, model.vocabulary, span);
+        }
+    }
+
+    #[inline]
+    fn begin(&mut self, pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8]) {
         let span = span.get(..FEW).unwrap_or(span);
         for (id, &byte) in self.ids.iter_mut().zip(span) {
             *id = vocabulary.byte_id(byte);
@@ -39,8 +50,8 @@ impl Few {
         self.start(span.len());
     }
 
-    /// As [`Self::begin`], but with characters, where the vocabulary has them, instead of bytes.
-    pub(crate) fn begin_characters(&mut self, pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8]) {
+    /// With characters, where the vocabulary has them, instead of bytes.
+    fn begin_characters(&mut self, pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8]) {
         let mut count = 0;
         for (slot, id) in self.ids.iter_mut().zip(Characters::new(vocabulary, span)) {
             *slot = id;
@@ -59,6 +70,13 @@ impl Few {
         self.begins = u64::MAX.checked_shr((FEW - symbols) as u32).unwrap_or(0);
         self.considered = merges.next_multiple_of(LANES);
         self.merges[merges..self.considered].fill(NO_MERGE);
+    }
+
+    /// Does all merges.
+    pub(super) fn finish(&mut self, pairs: &Pairs) {
+        while self.merge(pairs) {
+            self.settle(pairs);
+        }
     }
 
     /// Does the next merge and asks for the memory that [`Self::settle`] reads; false if none is left.
@@ -118,6 +136,28 @@ impl Few {
             is_first: before == 0,
             is_last: after == 0,
         }
+    }
+
+    /// Replaces `tokens` by the symbols and where they begin.
+    #[inline]
+    pub(super) fn place_tokens(&self, model: &Model<'_>, tokens: &mut Vec<Placed>) {
+        tokens.clear();
+        if model.of_bytes {
+            // A symbol stays at the place of its first byte.
+            let mut begins = self.begins;
+            tokens.extend(self.ids().map(|id| {
+                let start = begins.trailing_zeros();
+                begins &= begins.wrapping_sub(1);
+                Placed { start, id }
+            }));
+            return;
+        }
+        let mut start = 0;
+        tokens.extend(self.ids().map(|id| {
+            let token = Placed { start, id };
+            start += model.vocabulary.length(id) as u32;
+            token
+        }));
     }
 
     /// The symbols in order.

@@ -11,101 +11,246 @@
 //! So the tokens of two overlapping pieces may be put together at any token that both have: every neighbour in the
 //! result is one in a piece. Where a piece was cut off, its last tokens may be wrong, and no token of the next piece
 //! agrees with them; a token or two before that, they do.
+//!
+//! Pieces may begin anywhere. Those at fixed places are made several at a time, and most of them agree with the row of
+//! tokens that ends in them. Where one does not (tokens as long as a piece; the same again and again, at another place of
+//! its period), a piece that begins with a token of the row is tried, then longer ones. What pieces became is remembered, so
+//! that text which repeats itself is merged once.
 
-use super::pairs::Pairs;
-use super::vocabulary::Vocabulary;
-use super::window::{Placed, WINDOW, Window};
+use super::few::{FEW, Few};
+use super::memo::Memo;
+use super::merge::{ABREAST, Heap, Model, merge_abreast};
+use super::window::{WINDOW, Window};
 
-/// The next piece begins this share of the tokens before the end of one, and at least one token: the last is often
-/// wrong, the one before it seldom.
+/// Bytes that a piece at a fixed place shares with the next one.
 const SHARED: usize = 16;
+/// From one piece at a fixed place to the next.
+const STRIDE: usize = FEW - SHARED;
+/// The longest piece.
+const LARGE: usize = 8192;
+/// Pieces that begin with a token of the row, in the order in which they are tried: the size, and how far before the end of
+/// the row they begin.
+const ATTEMPTS: [(usize, usize); 6] =
+    [(FEW, SHARED), (FEW, 40), (WINDOW, 96), (WINDOW, 400), (LARGE, 1024), (LARGE, 7000)];
+
+/// A token and the place of its first byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Placed {
+    pub(super) start: u32,
+    pub(super) id: u32,
+}
+
+/// A part of a span, merged as if it stood alone.
+#[derive(Default)]
+struct Piece {
+    start: usize,
+    end: usize,
+    /// Places count from the start of the piece.
+    tokens: Vec<Placed>,
+}
 
 /// Memory for it, kept between calls.
 pub(super) struct Pieces {
     window: Window,
-    piece: Vec<Placed>,
-    following: Vec<Placed>,
-    ids: Vec<u32>,
+    memo: Memo,
+    /// Pieces at fixed places, and the number of the first of them.
+    fixed: [Piece; ABREAST],
+    first: usize,
+    /// A piece that begins with a token of the row.
+    following: Piece,
+    /// The tokens of the span up to the end of the last piece.
+    row: Vec<Placed>,
 }
 
 impl Pieces {
-    pub(super) const fn new() -> Self {
-        Self { window: Window::new(), piece: Vec::new(), following: Vec::new(), ids: Vec::new() }
-    }
-
-    /// The ids of a span of any length; None where two pieces agree in no token, or tokens are nearly as long as
-    /// a piece.
-    pub(super) fn merge(&mut self, pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8]) -> Option<&[u32]> {
-        self.ids.clear();
-        fill(&mut self.piece, &mut self.window, pairs, vocabulary, span, 0);
-        let mut end = WINDOW;
-        // The tokens of the piece before this one are settled.
-        let mut settled = 0;
-        while end < span.len() {
-            let (start, last, same) = self.follow(pairs, vocabulary, span, settled)?;
-            self.ids.extend(self.piece.get(settled..=last)?.iter().map(|token| token.id));
-            std::mem::swap(&mut self.piece, &mut self.following);
-            settled = same + 1;
-            end = start + WINDOW;
+    pub(super) fn new() -> Self {
+        Self {
+            window: Window::new(),
+            memo: Memo::default(),
+            fixed: Default::default(),
+            first: usize::MAX,
+            following: Piece::default(),
+            row: Vec::new(),
         }
-        self.ids.extend(self.piece.get(settled..)?.iter().map(|token| token.id));
-        Some(&self.ids)
     }
 
-    /// Makes the piece that follows, and returns where it begins in the span, and a token that both have: its number in
-    /// the piece, and in the one that follows.
-    fn follow(
+    /// The tokens of a span; None where no two pieces agree, or where it has 4 GiB or more.
+    pub(super) fn merge(
         &mut self,
-        pairs: &Pairs,
-        vocabulary: &Vocabulary,
+        model: &Model<'_>,
+        few: &mut [Few],
+        heap: &mut Heap,
         span: &[u8],
-        settled: usize,
-    ) -> Option<(usize, usize, usize)> {
-        let mut shared = 1 + self.piece.len() / SHARED;
-        loop {
-            let begin = self.piece.len().checked_sub(shared)?;
-            let start = self.piece.get(begin).filter(|_| begin >= settled.max(1))?.start;
-            fill(&mut self.following, &mut self.window, pairs, vocabulary, span, start);
-            if let Some((last, same)) = common(&self.piece, begin, &self.following) {
-                return Some((start, last, same));
-            }
-            shared *= 2;
+    ) -> Option<&[Placed]> {
+        u32::try_from(span.len()).ok()?;
+        self.memo.clear();
+        self.row.clear();
+        self.first = usize::MAX;
+        let mut end = 0;
+        while end < span.len() {
+            end = match self.follow_fixed(model, few, span, end) {
+                Some(end) => end,
+                None => self.follow_row(model, few, heap, span, end)?,
+            };
         }
+        Some(&self.row)
+    }
+
+    /// Goes on with the piece at a fixed place that lies across the end of the row, and returns its end.
+    fn follow_fixed(&mut self, model: &Model<'_>, few: &mut [Few], span: &[u8], end: usize) -> Option<usize> {
+        let number = end.saturating_sub(SHARED) / STRIDE;
+        if !(self.first..self.first.saturating_add(ABREAST)).contains(&number) {
+            self.make_fixed(model, few, span, number);
+        }
+        let piece = self.fixed.get(number - self.first)?;
+        join(&mut self.row, piece, end).then_some(piece.end)
+    }
+
+    /// Makes the pieces at fixed places from `first` on.
+    fn make_fixed(&mut self, model: &Model<'_>, few: &mut [Few], span: &[u8], first: usize) {
+        self.first = first;
+        let mut unknown = [0; ABREAST];
+        let mut count = 0;
+        for (place, piece) in self.fixed.iter_mut().enumerate() {
+            let start = (first + place) * STRIDE;
+            piece.start = boundary(span, start);
+            piece.end = boundary(span, start + FEW);
+            let bytes = span.get(piece.start..piece.end).unwrap_or_default();
+            if !self.memo.find(bytes, &mut piece.tokens) {
+                unknown[count] = place;
+                count += 1;
+            }
+        }
+        let unknown = unknown.get(..count).unwrap_or_default();
+        let bytes = unknown.iter().filter_map(|place| {
+            let piece = self.fixed.get(*place)?;
+            span.get(piece.start..piece.end)
+        });
+        // The pieces are written while they are read for their bytes: these are gathered first.
+        let mut spans = [&[][..]; ABREAST];
+        spans.iter_mut().zip(bytes).for_each(|(slot, bytes)| *slot = bytes);
+        let spans = spans.get(..count).unwrap_or_default();
+        merge_abreast(
+            model.pairs,
+            spans.iter().copied(),
+            |few, span| few.begin_with(model, span),
+            few,
+            |index, few| {
+                let (Some(bytes), Some(place)) = (spans.get(index), unknown.get(index)) else { return };
+                if let Some(piece) = self.fixed.get_mut(*place) {
+                    few.place_tokens(model, &mut piece.tokens);
+                    self.memo.keep(bytes, &piece.tokens);
+                }
+            },
+        );
+    }
+
+    /// Goes on with a piece that begins with a token of the row, and returns its end.
+    fn follow_row(
+        &mut self,
+        model: &Model<'_>,
+        few: &mut [Few],
+        heap: &mut Heap,
+        span: &[u8],
+        end: usize,
+    ) -> Option<usize> {
+        for (size, shared) in ATTEMPTS {
+            if size == WINDOW && !model.has_plain_bytes() {
+                continue;
+            }
+            let from = end.saturating_sub(shared);
+            let before = self.row.iter().rev().find(|token| token.start as usize <= from);
+            let start = before.map_or(0, |token| token.start as usize);
+            if start + size <= end {
+                continue;
+            }
+            self.following.start = start;
+            self.following.end = boundary(span, start + size);
+            self.fill(model, few, heap, span, size);
+            if join(&mut self.row, &self.following, end) {
+                return Some(self.following.end);
+            }
+        }
+        None
+    }
+
+    /// Merges the piece that follows.
+    fn fill(&mut self, model: &Model<'_>, few: &mut [Few], heap: &mut Heap, span: &[u8], size: usize) {
+        let Piece { start, end, tokens } = &mut self.following;
+        let bytes = span.get(*start..*end).unwrap_or_default();
+        if self.memo.find(bytes, tokens) {
+            return;
+        }
+        match size {
+            FEW => {
+                if let Some(few) = few.first_mut() {
+                    few.begin_with(model, bytes);
+                    few.finish(model.pairs);
+                    few.place_tokens(model, tokens);
+                }
+            }
+            WINDOW => {
+                tokens.clear();
+                tokens.extend(self.window.merge(model.pairs, model.vocabulary, bytes));
+            }
+            _ => {
+                tokens.clear();
+                let mut start = 0;
+                heap.merge(model, bytes, |id| {
+                    tokens.push(Placed { start, id });
+                    start += model.vocabulary.length(id) as u32;
+                });
+            }
+        }
+        self.memo.keep(bytes, tokens);
     }
 }
 
-/// Puts the tokens of the piece that begins at `start` into `piece`.
-fn fill(
-    piece: &mut Vec<Placed>,
-    window: &mut Window,
-    pairs: &Pairs,
-    vocabulary: &Vocabulary,
-    span: &[u8],
-    start: usize,
-) {
-    piece.clear();
-    let tokens = window.merge(pairs, vocabulary, span.get(start..).unwrap_or_default());
-    piece.extend(tokens.map(|token| Placed { start: start + token.start, id: token.id }));
+/// Continues the row, which ends at `end`, with a piece that ends after it, at the first token that both have; false if
+/// there is none. A piece that begins where the row does takes its place.
+fn join(row: &mut Vec<Placed>, piece: &Piece, end: usize) -> bool {
+    if piece.end <= end {
+        return false;
+    }
+    let base = piece.start as u32;
+    let from = row.iter().rposition(|token| token.start < base).map_or(0, |before| before + 1);
+    let common = if base == 0 { Some((0, 0)) } else { common(row.get(from..).unwrap_or_default(), piece) };
+    let Some((here, there)) = common else { return false };
+    row.truncate(from + here);
+    let tokens = piece.tokens.get(there..).unwrap_or_default();
+    row.extend(tokens.iter().map(|token| Placed { start: base + token.start, id: token.id }));
+    true
 }
 
-/// Where the first token lies that both pieces have, of those from `begin` on.
-fn common(piece: &[Placed], begin: usize, following: &[Placed]) -> Option<(usize, usize)> {
-    let (mut here, mut there) = (begin, 0);
+/// The first token that both have, by its number in each.
+fn common(row: &[Placed], piece: &Piece) -> Option<(usize, usize)> {
+    let base = piece.start as u32;
+    let (mut here, mut there) = (0, 0);
     loop {
-        let (token, other) = (piece.get(here)?, following.get(there)?);
-        if token == other {
+        let (token, other) = (row.get(here)?, piece.tokens.get(there)?);
+        let start = base + other.start;
+        if token.start == start && token.id == other.id {
             return Some((here, there));
         }
-        here += usize::from(token.start <= other.start);
-        there += usize::from(other.start <= token.start);
+        here += usize::from(token.start <= start);
+        there += usize::from(start <= token.start);
     }
+}
+
+/// The last place up to `at` where a character begins, or the end.
+fn boundary(span: &[u8], at: usize) -> usize {
+    let Some(rest) = span.get(..=at) else { return span.len() };
+    let continued = rest.iter().rev().take(3).take_while(|byte| matches!(byte, 0x80..0xc0)).count();
+    at - if rest[at - continued] >= 0xc0 { continued } else { 0 }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::pairs::Pairs;
+    use super::super::vocabulary::Vocabulary;
     use super::*;
     use crate::bpe::Scratch;
-    use crate::bpe::merge::{merge_at_once, merge_bytes};
+    use crate::bpe::merge::merge_span;
     use proptest::prelude::*;
 
     /// Bytes and id.
@@ -113,7 +258,7 @@ mod tests {
 
     /// All bytes, and what the merges make of tokens that are there by then; each merge takes two of the tokens, by
     /// number.
-    fn vocabulary(merges: &[(usize, usize)], longest: usize) -> (Vec<Token>, Vec<(u32, u32)>) {
+    fn vocabulary_of(merges: &[(usize, usize)], longest: usize) -> (Vec<Token>, Vec<(u32, u32)>) {
         let mut tokens: Vec<Token> = (0..=u8::MAX).map(|byte| (vec![byte], u32::from(byte))).collect();
         let letters = [usize::from(b'a'), usize::from(b'b'), usize::from(b'c')];
         let mut list = Vec::new();
@@ -147,7 +292,7 @@ mod tests {
             by_rank in any::<bool>(),
             text in text(),
         ) {
-            let (tokens, mut list) = vocabulary(&merges, longest);
+            let (tokens, mut list) = vocabulary_of(&merges, longest);
             // A later merge may come first: then tokens can be made in other ways than those that made them.
             if !list.is_empty() {
                 let middle = order.index(list.len());
@@ -159,46 +304,97 @@ mod tests {
             } else {
                 Pairs::from_list(&list, &tokens, &vocabulary).unwrap()
             };
-            let mut scratch = Scratch::default();
-            let (mut whole, mut all) = (Vec::new(), Vec::new());
-            merge_at_once(&pairs, &vocabulary, &text, &mut scratch, |id| whole.push(id));
-            merge_bytes(&pairs, &vocabulary, &text, &mut scratch, |id| all.push(id));
-            prop_assert_eq!(&all, &whole);
-            if let Some(ids) = Pieces::new().merge(&pairs, &vocabulary, &text) {
-                prop_assert_eq!(ids, &whole);
-            }
+            let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
+            check(&model, &text, false)?;
         }
+
+        #[test]
+        fn pieces_of_characters_with_equal_scores_are_the_whole(
+            words in prop::collection::hash_set("[ab漢é]{2,6}", 1..40),
+            ranks in prop::collection::vec(0..6_u8, 40),
+            text in "[abcé漢字😀]{1,300}",
+            times in 1..9_usize,
+        ) {
+            // Two of the characters are tokens; the others become bytes.
+            let mut tokens: Vec<Token> = (0..=u8::MAX).map(|byte| (vec![byte], u32::from(byte))).collect();
+            let more = ["é", "漢"].into_iter().map(str::to_owned).chain(words);
+            tokens.extend(more.zip(256..).map(|(token, id)| (token.into_bytes(), id)));
+            let vocabulary = Vocabulary::new(&tokens).unwrap();
+            let mut scores: Vec<(u8, u32)> = ranks.iter().copied().zip(258..tokens.len() as u32).collect();
+            scores.sort_unstable();
+            let orders = scores.iter().map(|(rank, _)| scores.iter().position(|(other, _)| other == rank).unwrap() as u32);
+            let list: Vec<u32> = scores.iter().map(|(_, id)| *id).collect();
+            let pairs = Pairs::by_score(&list, orders.collect(), &tokens, &vocabulary);
+            let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: false };
+            check(&model, text.repeat(times).as_bytes(), false)?;
+        }
+    }
+
+    /// Holds the pieces against merging at once; `certainly` says that they must come to an end.
+    fn check(model: &Model<'_>, text: &[u8], certainly: bool) -> Result<(), TestCaseError> {
+        let (mut whole, mut all) = (Vec::new(), Vec::new());
+        Heap::default().merge(model, text, |id| whole.push(id));
+        merge_span(model, text, &mut Scratch::default(), |id| all.push(id));
+        prop_assert_eq!(&all, &whole);
+        let mut few = [const { Few::new() }; ABREAST];
+        let mut pieces = Pieces::new();
+        let row = pieces.merge(model, &mut few, &mut Heap::default(), text);
+        prop_assert!(row.is_some() || !certainly);
+        let mut place = 0;
+        for (token, id) in row.unwrap_or_default().iter().zip(&whole) {
+            prop_assert_eq!((token.start, token.id), (place, *id));
+            place += model.vocabulary.length(*id) as u32;
+        }
+        prop_assert!(row.is_none_or(|row| row.len() == whole.len()));
+        Ok(())
     }
 
     #[test]
     fn ordinary_spans_are_merged_in_pieces() {
         let merges: Vec<(usize, usize)> = (0..400).map(|n| (n * 7 % 31, n * 13 % 37)).collect();
-        let (tokens, list) = vocabulary(&merges, 12);
+        let (tokens, list) = vocabulary_of(&merges, 12);
         let vocabulary = Vocabulary::new(&tokens).unwrap();
         let pairs = Pairs::from_list(&list, &tokens, &vocabulary).unwrap();
         let text: Vec<u8> = (0..20_000_u32).map(|n| b"abc"[(n * n / 7 % 3) as usize]).collect();
+        let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
         for text in [&text[..], &b"a".repeat(20_000), &b"abcab".repeat(4_000)] {
-            assert!(Pieces::new().merge(&pairs, &vocabulary, text).is_some());
+            check(&model, text, true).unwrap();
         }
     }
 
     #[test]
-    fn tokens_as_long_as_a_piece_are_merged_at_once() {
+    fn tokens_longer_than_most_pieces_are_merged() {
         let doubling: Vec<(usize, usize)> =
             (0..11).map(|n| (if n == 0 { 0 } else { n + 2 }, if n == 0 { 0 } else { n + 2 })).collect();
-        let (tokens, list) = vocabulary(&doubling, 2_000);
+        let (tokens, list) = vocabulary_of(&doubling, 2_000);
         assert!(
             tokens.iter().any(|(bytes, _)| bytes.len() == 1024),
             "the vocabulary is not what the test means"
         );
         let vocabulary = Vocabulary::new(&tokens).unwrap();
         let pairs = Pairs::from_list(&list, &tokens, &vocabulary).unwrap();
-        let text = [b'a'; 5_000];
-        assert_eq!(Pieces::new().merge(&pairs, &vocabulary, &text), None);
+        let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
+        let text = [b'a'; 50_000];
+        check(&model, &text, true).unwrap();
         let mut lengths = Vec::new();
-        merge_bytes(&pairs, &vocabulary, &text, &mut Scratch::default(), |id| {
+        merge_span(&model, &text[..5_000], &mut Scratch::default(), |id| {
             lengths.push(vocabulary.length(id));
         });
         assert_eq!(lengths, [1024, 1024, 1024, 1024, 512, 256, 128, 8]);
+        // Of these no two fit into the largest piece.
+        let doubling: Vec<(usize, usize)> =
+            (0..13).map(|n| (if n == 0 { 0 } else { n + 2 }, if n == 0 { 0 } else { n + 2 })).collect();
+        let (tokens, list) = vocabulary_of(&doubling, 8_192);
+        let vocabulary = Vocabulary::new(&tokens).unwrap();
+        let pairs = Pairs::from_list(&list, &tokens, &vocabulary).unwrap();
+        check(&Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true }, &text, false).unwrap();
+    }
+
+    #[test]
+    fn pieces_begin_with_characters() {
+        let text = "aé漢😀".as_bytes();
+        let boundaries: Vec<usize> = (0..=text.len() + 1).map(|at| boundary(text, at)).collect();
+        assert_eq!(boundaries, [0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10]);
+        assert_eq!(boundary(&[0x80; 9], 7), 7);
     }
 }

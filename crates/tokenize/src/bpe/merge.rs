@@ -13,24 +13,37 @@ const NONE: u32 = u32::MAX;
 
 /// Spans that take turns.
 pub(crate) const ABREAST: usize = 8;
+/// The memory of longer spans is not kept.
+const KEPT: usize = 64 * 1024;
+
+/// What merges, and what merging begins with.
+#[derive(Clone, Copy)]
+pub(super) struct Model<'m> {
+    pub(super) pairs: &'m Pairs,
+    pub(super) vocabulary: &'m Vocabulary,
+    /// Whether the first symbols are the bytes; otherwise they are characters, where the vocabulary has them.
+    pub(super) of_bytes: bool,
+}
+
+impl Model<'_> {
+    /// Whether symbols begin as bytes and each rank is worth something else.
+    pub(super) fn has_plain_bytes(&self) -> bool {
+        self.of_bytes && !self.pairs.has_ties()
+    }
+}
 
 /// Memory that merging needs, kept between calls.
 pub(crate) struct Scratch {
-    symbols: Vec<Symbol>,
-    heap: BinaryHeap<Reverse<Candidate>>,
+    heap: Heap,
     pieces: Option<Box<Pieces>>,
     /// [`ABREAST`] of them.
-    few: Box<[Few]>,
+    pub(super) few: Box<[Few]>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self {
-            symbols: Vec::new(),
-            heap: BinaryHeap::new(),
-            pieces: None,
-            few: std::iter::repeat_with(Few::new).take(ABREAST).collect(),
-        }
+        let few = std::iter::repeat_with(Few::new).take(ABREAST).collect();
+        Self { heap: Heap::default(), pieces: None, few }
     }
 }
 
@@ -39,19 +52,19 @@ impl Default for Scratch {
 ///
 /// A merge waits for two look-ups in a table that no cache of the processor holds. So each span does one merge and
 /// asks for its memory, then the next one's turn comes.
-pub(crate) fn merge_abreast<'s>(
+pub(super) fn merge_abreast<'s>(
     pairs: &Pairs,
     spans: impl Iterator<Item = &'s [u8]>,
     begin: impl Fn(&mut Few, &[u8]),
-    scratch: &mut Scratch,
+    few: &mut [Few],
     mut emit: impl FnMut(usize, &Few),
 ) {
     let mut count = 0;
-    for (few, span) in scratch.few.iter_mut().zip(spans) {
+    for (few, span) in few.iter_mut().zip(spans) {
         begin(few, span);
         count += 1;
     }
-    let (few, _) = scratch.few.split_at_mut(count);
+    let few = few.get_mut(..count).unwrap_or_default();
     let mut merging = 0_u32;
     for (place, few) in few.iter_mut().enumerate() {
         merging |= u32::from(few.merge(pairs)) << place;
@@ -72,27 +85,38 @@ pub(crate) fn merge_abreast<'s>(
     }
 }
 
+/// Merges `span` and hands the resulting ids to `emit`, in order. O(n); O(n log n) where pieces of the span agree nowhere.
+pub(super) fn merge_span(model: &Model<'_>, span: &[u8], scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
+    let Scratch { heap, pieces, few } = scratch;
+    if span.len() <= FEW {
+        let Some(few) = few.first_mut() else { return };
+        few.begin_with(model, span);
+        few.finish(model.pairs);
+        return few.ids().for_each(emit);
+    }
+    let merged = pieces.get_or_insert_with(|| Box::new(Pieces::new())).merge(model, few, heap, span);
+    match merged {
+        Some(tokens) => tokens.iter().for_each(|token| emit(token.id)),
+        None => heap.merge(model, span, emit),
+    }
+    if span.len() > KEPT {
+        (*pieces, *heap) = (None, Heap::default());
+    }
+}
+
+/// Merging any span at once, in O(n log n), whatever the merges are.
+#[derive(Default)]
+pub(super) struct Heap {
+    symbols: Vec<Symbol>,
+    candidates: BinaryHeap<Reverse<Candidate>>,
+}
+
 /// A token so far, in a list linked both ways.
 #[derive(Clone, Copy)]
 struct Symbol {
     id: u32,
     previous: u32,
     next: u32,
-}
-
-impl Scratch {
-    /// Begins with these symbols.
-    fn begin(&mut self, ids: impl Iterator<Item = u32>) {
-        self.symbols.clear();
-        self.symbols.extend(ids.enumerate().map(|(place, id)| Symbol {
-            id,
-            previous: (place as u32).wrapping_sub(1),
-            next: place as u32 + 1,
-        }));
-        if let Some(last) = self.symbols.last_mut() {
-            last.next = NONE;
-        }
-    }
 }
 
 /// A merge that was possible when it was found. Ordered by what its rank is worth, then place.
@@ -105,102 +129,64 @@ struct Candidate {
     right: u32,
 }
 
-/// Merges a span that `begin` may give to a [`Few`], and hands the resulting ids to `emit`, in order.
-pub(crate) fn merge_few(
-    pairs: &Pairs,
-    begin: impl FnOnce(&mut Few),
-    scratch: &mut Scratch,
-    emit: impl FnMut(u32),
-) {
-    let Some(few) = scratch.few.first_mut() else { return };
-    begin(few);
-    while few.merge(pairs) {
-        few.settle(pairs);
+impl Heap {
+    /// Merges `span` and hands the resulting ids to `emit`, in order.
+    pub(super) fn merge(&mut self, model: &Model<'_>, span: &[u8], emit: impl FnMut(u32)) {
+        if model.of_bytes {
+            self.begin(span.iter().map(|&byte| model.vocabulary.byte_id(byte)));
+        } else {
+            self.begin(Characters::new(model.vocabulary, span));
+        }
+        self.merge_symbols(model.pairs, emit);
     }
-    few.ids().for_each(emit);
-}
 
-/// Merges the bytes of `span` and hands the resulting ids to `emit`, in order. O(n log n).
-pub(crate) fn merge_bytes(
-    pairs: &Pairs,
-    vocabulary: &Vocabulary,
-    span: &[u8],
-    scratch: &mut Scratch,
-    emit: impl FnMut(u32),
-) {
-    if span.len() <= FEW {
-        return merge_few(pairs, |few| few.begin(pairs, vocabulary, span), scratch, emit);
-    }
-    if !pairs.has_ties() {
-        let pieces = scratch.pieces.get_or_insert_with(|| Box::new(Pieces::new()));
-        if let Some(ids) = pieces.merge(pairs, vocabulary, span) {
-            return ids.iter().copied().for_each(emit);
+    /// Begins with these symbols.
+    fn begin(&mut self, ids: impl Iterator<Item = u32>) {
+        self.symbols.clear();
+        self.symbols.extend(ids.enumerate().map(|(place, id)| Symbol {
+            id,
+            previous: (place as u32).wrapping_sub(1),
+            next: place as u32 + 1,
+        }));
+        if let Some(last) = self.symbols.last_mut() {
+            last.next = NONE;
         }
     }
-    merge_at_once(pairs, vocabulary, span, scratch, emit);
-}
 
-/// [`merge_bytes`] of any length, in O(n log n), whatever the merges are.
-pub(super) fn merge_at_once(
-    pairs: &Pairs,
-    vocabulary: &Vocabulary,
-    span: &[u8],
-    scratch: &mut Scratch,
-    emit: impl FnMut(u32),
-) {
-    scratch.begin(span.iter().map(|&byte| vocabulary.byte_id(byte)));
-    merge_many(pairs, scratch, emit);
-}
-
-/// As [`merge_bytes`], but begins with characters, where the vocabulary has them, instead of bytes.
-pub(crate) fn merge_characters(
-    pairs: &Pairs,
-    vocabulary: &Vocabulary,
-    span: &[u8],
-    scratch: &mut Scratch,
-    emit: impl FnMut(u32),
-) {
-    if span.len() <= FEW {
-        return merge_few(pairs, |few| few.begin_characters(pairs, vocabulary, span), scratch, emit);
-    }
-    scratch.begin(Characters::new(vocabulary, span));
-    merge_many(pairs, scratch, emit);
-}
-
-fn merge_many(pairs: &Pairs, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
-    let Scratch { symbols, heap, .. } = scratch;
-    heap.clear();
-    heap.extend(
-        symbols
-            .windows(2)
-            .enumerate()
-            .filter_map(|(place, pair)| candidate(pairs, place as u32, pair[0].id, pair[1].id).map(Reverse)),
-    );
-    while let Some(Reverse(best)) = heap.pop() {
-        let left = symbols[best.place as usize];
-        // A candidate is stale once either symbol has been merged into something else.
-        if left.next == NONE || left.id != best.left || symbols[left.next as usize].id != best.right {
-            continue;
+    fn merge_symbols(&mut self, pairs: &Pairs, mut emit: impl FnMut(u32)) {
+        let Self { symbols, candidates: heap } = self;
+        heap.clear();
+        heap.extend(
+            symbols.windows(2).enumerate().filter_map(|(place, pair)| {
+                candidate(pairs, place as u32, pair[0].id, pair[1].id).map(Reverse)
+            }),
+        );
+        while let Some(Reverse(best)) = heap.pop() {
+            let left = symbols[best.place as usize];
+            // A candidate is stale once either symbol has been merged into something else.
+            if left.next == NONE || left.id != best.left || symbols[left.next as usize].id != best.right {
+                continue;
+            }
+            let merged = pairs.made(best.rank);
+            let right = symbols[left.next as usize];
+            symbols[left.next as usize].id = NONE;
+            symbols[best.place as usize].id = merged;
+            symbols[best.place as usize].next = right.next;
+            if right.next != NONE {
+                symbols[right.next as usize].previous = best.place;
+                let next = symbols[right.next as usize].id;
+                heap.extend(candidate(pairs, best.place, merged, next).map(Reverse));
+            }
+            if left.previous != NONE {
+                let previous = symbols[left.previous as usize].id;
+                heap.extend(candidate(pairs, left.previous, previous, merged).map(Reverse));
+            }
         }
-        let merged = pairs.made(best.rank);
-        let right = symbols[left.next as usize];
-        symbols[left.next as usize].id = NONE;
-        symbols[best.place as usize].id = merged;
-        symbols[best.place as usize].next = right.next;
-        if right.next != NONE {
-            symbols[right.next as usize].previous = best.place;
-            let next = symbols[right.next as usize].id;
-            heap.extend(candidate(pairs, best.place, merged, next).map(Reverse));
+        let mut place = if symbols.is_empty() { NONE } else { 0 };
+        while place != NONE {
+            emit(symbols[place as usize].id);
+            place = symbols[place as usize].next;
         }
-        if left.previous != NONE {
-            let previous = symbols[left.previous as usize].id;
-            heap.extend(candidate(pairs, left.previous, previous, merged).map(Reverse));
-        }
-    }
-    let mut place = if symbols.is_empty() { NONE } else { 0 };
-    while place != NONE {
-        emit(symbols[place as usize].id);
-        place = symbols[place as usize].next;
     }
 }
 

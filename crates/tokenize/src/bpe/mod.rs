@@ -5,6 +5,7 @@ mod encoder;
 mod few;
 pub(crate) mod key;
 mod long;
+mod memo;
 mod merge;
 mod next_merge;
 pub(crate) mod pair_table;
@@ -19,6 +20,7 @@ pub use encoder::{BytePairEncoder, TokenSpan};
 use crate::error::TokenizeError;
 pub(crate) use few::FEW;
 use few::Few;
+use merge::Model;
 pub(crate) use merge::{ABREAST, Scratch};
 use pairs::Pairs;
 use token_table::TokenTable;
@@ -127,12 +129,7 @@ impl Bpe {
             return;
         }
         let start = ids.len();
-        let push = |id| ids.push(id);
-        if self.is_of_bytes(span) {
-            merge::merge_bytes(&self.pairs, &self.vocabulary, span, scratch, push);
-        } else {
-            merge::merge_characters(&self.pairs, &self.vocabulary, span, scratch, push);
-        }
+        merge::merge_span(&self.model(span), span, scratch, |id| ids.push(id));
         self.learn(&ids[start..]);
     }
 
@@ -145,14 +142,8 @@ impl Bpe {
         mut emit: impl FnMut(usize, &[u32]),
     ) {
         let mut ids = [0; FEW];
-        let begin = |few: &mut Few, span: &[u8]| {
-            if self.is_of_bytes(span) {
-                few.begin(&self.pairs, &self.vocabulary, span);
-            } else {
-                few.begin_characters(&self.pairs, &self.vocabulary, span);
-            }
-        };
-        merge::merge_abreast(&self.pairs, spans, begin, scratch, |place, few| {
+        let begin = |few: &mut Few, span: &[u8]| few.begin_with(&self.model(span), span);
+        merge::merge_abreast(&self.pairs, spans, begin, &mut scratch.few, |place, few| {
             let mut count = 0;
             for (slot, id) in ids.iter_mut().zip(few.ids()) {
                 *slot = id;
@@ -163,9 +154,11 @@ impl Bpe {
         });
     }
 
-    /// Whether merging the span begins with its bytes; in ASCII text every byte is a character.
-    fn is_of_bytes(&self, span: &[u8]) -> bool {
-        self.begins_with == Symbols::Bytes || span.is_ascii()
+    /// What merging this span takes; in ASCII text every byte is a character.
+    #[inline]
+    fn model(&self, span: &[u8]) -> Model<'_> {
+        let of_bytes = self.begins_with == Symbols::Bytes || span.is_ascii();
+        Model { pairs: &self.pairs, vocabulary: &self.vocabulary, of_bytes }
     }
 
     /// Notes what merging a span gave: a single id is the token that the span is, since no two have the same bytes.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::merge::{self, Scratch};
+use super::merge::{Model, Scratch, merge_span};
 pub(crate) use super::pair_table::NO_RANK;
 use super::pair_table::PairTable;
 use super::vocabulary::{ID_LIMIT, Vocabulary};
@@ -58,7 +58,8 @@ impl Pairs {
         let mut ends = Vec::new();
         for (bytes, id) in in_order {
             ends.clear();
-            merge::merge_bytes(&pairs, vocabulary, bytes, &mut scratch, |id| ends.push(id));
+            let model = Model { pairs: &pairs, vocabulary, of_bytes: true };
+            merge_span(&model, bytes, &mut scratch, |id| ends.push(id));
             if let [left, right] = ends[..] {
                 pairs.ranks.insert(left, right, *id);
                 if let [left, right] = bytes[..] {

@@ -3,6 +3,7 @@
 //! The merge that happens next is the least number of all; the least of each group of symbols is kept, so that a merge
 //! looks through the group that it changed and the leasts of the others.
 
+use super::long::Placed;
 use super::next_merge::{NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES as GROUP, least, merge_at};
 use super::pairs::Pairs;
 use super::vocabulary::Vocabulary;
@@ -12,13 +13,6 @@ pub(super) const WINDOW: usize = GROUPS * GROUP;
 const GROUPS: usize = 8;
 /// The neighbour of the first and the last symbol; has a slot, so that writing to it does no harm.
 const NOBODY: u16 = WINDOW as u16;
-
-/// A token and the place of its first byte.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Placed {
-    pub(super) start: usize,
-    pub(super) id: u32,
-}
 
 /// Symbols in a list linked both ways, each at the place of its first byte.
 pub(super) struct Window {
@@ -58,7 +52,7 @@ impl Window {
         std::iter::from_fn(move || {
             let start = usize::from(place);
             place = *self.next.get(start).filter(|_| place != NOBODY)?;
-            Some(Placed { start, id: self.ids[start] })
+            Some(Placed { start: start as u32, id: self.ids[start] })
         })
     }
 
