@@ -15,6 +15,7 @@ use crate::bpe::key::{Key, SHORT, mix};
 use crate::bpe::{Bpe, Scratch};
 use crate::hot::HotTable;
 use crate::kernels::{HELD, Table, prefetch};
+use crate::pretokenize::Starts;
 use crate::side::Side;
 
 /// Bytes of cache tables that all encoders of the process may keep.
@@ -102,6 +103,7 @@ pub(crate) struct Worker {
     pub(crate) tables: Tables,
     pub(crate) scratch: Scratch,
     pub(crate) ahead: Ahead,
+    pub(crate) starts: Starts,
     reserved: usize,
 }
 
@@ -122,7 +124,7 @@ impl Worker {
             long: vec![no_entry; LONG_ENTRIES >> smaller].into_boxed_slice(),
             side: Side::new(SIDE_IDS >> smaller),
         };
-        Self { tables, scratch: Scratch::default(), ahead: Ahead::default(), reserved }
+        Self { tables, scratch: Scratch::default(), ahead: Ahead::default(), starts: Starts::new(), reserved }
     }
 
     /// Appends the ids of one span, which has this key.

@@ -30,6 +30,9 @@ pub(super) type Batch<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64
 /// Ids whose memory a thread keeps for its next call: 64 KiB.
 const KEPT_IDS: usize = 1 << 14;
 
+/// Ids beyond a third of the bytes for which a long text's memory has room: what is written beyond the last id.
+const ROOM: usize = 2048;
+
 /// A tokenizer, immutable and shared between threads.
 #[pyclass(frozen, module = "infer_accel._native.tokenize")]
 pub(crate) struct Tokenizer {
@@ -86,6 +89,7 @@ impl Tokenizer {
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
         self.with_ids(py, text, add_special_tokens, parse_special, |ids| {
             if ids.capacity() > KEPT_IDS {
+                ids.shrink_to_fit();
                 return Ok(int32(std::mem::take(ids)).into_pyarray(py));
             }
             // A copy of this size costs less than an owner of the memory for the array.
@@ -351,7 +355,8 @@ impl Tokenizer {
         let text = utf8(text)?;
         let options = EncodeOptions { add_special_tokens, parse_special };
         // Taken, not borrowed: what runs meanwhile on this thread finds an empty one.
-        let mut ids = if text.len() < KEPT_IDS { KEPT.take() } else { Vec::with_capacity(text.len() / 4) };
+        let mut ids =
+            if text.len() < KEPT_IDS { KEPT.take() } else { Vec::with_capacity(text.len() / 3 + ROOM) };
         ids.clear();
         run(py, work(text.len()), || self.core.encode_into(text, options, &mut ids))?;
         let result = finish(&mut ids);

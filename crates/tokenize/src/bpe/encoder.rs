@@ -7,6 +7,7 @@ use super::key::key_at;
 use super::{Bpe, BpeParts};
 use crate::cache::{Pool, Worker};
 use crate::error::TokenizeError;
+use crate::kernels::with_best_tier;
 use crate::pretokenize::Pretokenizer;
 
 /// An id and the bytes of the text, from `start` to before `end`, that its token stands for.
@@ -46,12 +47,14 @@ impl BytePairEncoder {
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizeError> {
         let before = out.len();
         let split = self.pool.with(|worker| {
-            let Worker { tables, scratch, ahead, .. } = worker;
+            let Worker { tables, scratch, ahead, starts, .. } = worker;
             let mut sources = Sources { tables, scratch, bpe: &self.bpe };
-            self.pretokenizer.for_each_batch(text, |text, bounds| {
+            self.pretokenizer.for_each_batch_in(starts, text, |text, bounds| {
                 for bounds in parts(bounds, SPANS) {
-                    ahead.look_up::<true>(&mut sources, text.as_bytes(), bounds);
-                    ahead.append_ids(out);
+                    with_best_tier(|| {
+                        ahead.look_up::<true>(&mut sources, text.as_bytes(), bounds);
+                        ahead.append_ids(out);
+                    });
                 }
                 ControlFlow::Continue(())
             })
@@ -70,11 +73,11 @@ impl BytePairEncoder {
     pub fn count(&self, text: &str, limit: usize) -> Result<usize, TokenizeError> {
         let mut count = 0;
         self.pool.with(|worker| {
-            let Worker { tables, scratch, ahead, .. } = worker;
+            let Worker { tables, scratch, ahead, starts, .. } = worker;
             let mut sources = Sources { tables, scratch, bpe: &self.bpe };
-            self.pretokenizer.for_each_batch(text, |text, bounds| {
+            self.pretokenizer.for_each_batch_in(starts, text, |text, bounds| {
                 for bounds in parts(bounds, SPANS) {
-                    count += ahead.look_up::<false>(&mut sources, text.as_bytes(), bounds);
+                    count += with_best_tier(|| ahead.look_up::<false>(&mut sources, text.as_bytes(), bounds));
                 }
                 if count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })

@@ -6,6 +6,7 @@ use super::next_merge::{LANES, NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES, leas
 use super::pairs::Pairs;
 use super::symbols::Characters;
 use super::vocabulary::Vocabulary;
+use crate::kernels::with_best_tier;
 
 /// The longest span in bytes: looking through all pairs for the next merge is faster than a heap. One bit each.
 pub(crate) const FEW: usize = PLACES;
@@ -74,9 +75,11 @@ impl Few {
 
     /// Does all merges.
     pub(super) fn finish(&mut self, pairs: &Pairs) {
-        while self.merge(pairs) {
-            self.settle(pairs);
-        }
+        with_best_tier(|| {
+            while self.merge(pairs) {
+                self.settle(pairs);
+            }
+        });
     }
 
     /// Does the next merge and asks for the memory that [`Self::settle`] reads; false if none is left.

@@ -109,34 +109,27 @@ impl Pieces {
     /// Makes the pieces at fixed places from `first` on.
     fn make_fixed(&mut self, model: &Model<'_>, few: &mut [Few], span: &[u8], first: usize) {
         self.first = first;
-        let mut unknown = [0; ABREAST];
+        let mut unknown = [(0, &[][..]); ABREAST];
         let mut count = 0;
         for (place, piece) in self.fixed.iter_mut().enumerate() {
-            let start = (first + place) * STRIDE;
-            piece.start = boundary(span, start);
-            piece.end = boundary(span, start + FEW);
+            piece.start = boundary(span, (first + place) * STRIDE);
+            piece.end = boundary(span, piece.start + FEW);
             let bytes = span.get(piece.start..piece.end).unwrap_or_default();
-            if !self.memo.find(bytes, &mut piece.tokens) {
-                unknown[count] = place;
+            if !self.memo.find(bytes, &mut piece.tokens)
+                && let Some(slot) = unknown.get_mut(count)
+            {
+                *slot = (place, bytes);
                 count += 1;
             }
         }
         let unknown = unknown.get(..count).unwrap_or_default();
-        let bytes = unknown.iter().filter_map(|place| {
-            let piece = self.fixed.get(*place)?;
-            span.get(piece.start..piece.end)
-        });
-        // The pieces are written while they are read for their bytes: these are gathered first.
-        let mut spans = [&[][..]; ABREAST];
-        spans.iter_mut().zip(bytes).for_each(|(slot, bytes)| *slot = bytes);
-        let spans = spans.get(..count).unwrap_or_default();
         merge_abreast(
             model.pairs,
-            spans.iter().copied(),
+            unknown.iter().map(|(_, bytes)| *bytes),
             |few, span| few.begin_with(model, span),
             few,
             |index, few| {
-                let (Some(bytes), Some(place)) = (spans.get(index), unknown.get(index)) else { return };
+                let Some((place, bytes)) = unknown.get(index) else { return };
                 if let Some(piece) = self.fixed.get_mut(*place) {
                     few.place_tokens(model, &mut piece.tokens);
                     self.memo.keep(bytes, &piece.tokens);
@@ -325,8 +318,10 @@ mod tests {
             let orders = scores.iter().map(|(rank, _)| scores.iter().position(|(other, _)| other == rank).unwrap() as u32);
             let list: Vec<u32> = scores.iter().map(|(_, id)| *id).collect();
             let pairs = Pairs::by_score(&list, orders.collect(), &tokens, &vocabulary);
-            let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: false };
-            check(&model, text.repeat(times).as_bytes(), false)?;
+            for of_bytes in [false, true] {
+                let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes };
+                check(&model, text.repeat(times).as_bytes(), false)?;
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use super::long::Pieces;
 use super::pairs::{NO_RANK, Pairs};
 use super::symbols::Characters;
 use super::vocabulary::Vocabulary;
+use crate::kernels::with_best_tier;
 
 const NONE: u32 = u32::MAX;
 
@@ -65,6 +66,14 @@ pub(super) fn merge_abreast<'s>(
         count += 1;
     }
     let few = few.get_mut(..count).unwrap_or_default();
+    with_best_tier(|| take_turns(pairs, few));
+    for (place, few) in few.iter().enumerate() {
+        emit(place, few);
+    }
+}
+
+#[inline(always)]
+fn take_turns(pairs: &Pairs, few: &mut [Few]) {
     let mut merging = 0_u32;
     for (place, few) in few.iter_mut().enumerate() {
         merging |= u32::from(few.merge(pairs)) << place;
@@ -79,9 +88,6 @@ pub(super) fn merge_abreast<'s>(
                 merging ^= u32::from(!few.merge(pairs)) << place;
             }
         }
-    }
-    for (place, few) in few.iter().enumerate() {
-        emit(place, few);
     }
 }
 

@@ -23,6 +23,17 @@ pub(crate) fn fill<G: Grammar>(text: &[u8], starts: &mut Starts) {
     unsafe { enabled::<G>(text, starts) }
 }
 
+/// Calls `f`, compiled for AVX2 as far as it is inlined; the caller's tier is AVX2 or above.
+#[inline(always)]
+pub(super) fn compiled<R>(f: impl FnOnce() -> R) -> R {
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn enabled<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+    // SAFETY: the tier is AVX2 or above, which `infer_accel_tensor::simd` detected with all of these.
+    unsafe { enabled(f) }
+}
+
 impl Lanes for Avx2 {
     const MOVES_BITS: bool = true;
 

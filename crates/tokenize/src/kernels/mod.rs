@@ -65,6 +65,16 @@ pub(crate) trait Lanes {
     fn scatter_bits(value: u64, places: u64) -> u64;
 }
 
+/// Calls `f`, compiled for the best tier as far as it is inlined. It does the same on all of them.
+#[inline(always)]
+pub(crate) fn with_best_tier<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if tier() >= Tier::Avx2 {
+        return avx2::compiled(f);
+    }
+    f()
+}
+
 /// Finds the next span starts with the best tier; see [`block::fill`].
 pub(crate) fn fill<G: Grammar>(text: &[u8], starts: &mut Starts) {
     fill_with::<G>(tier(), text, starts);

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::error::TokenizeError;
 use crate::kernels;
-use block::Starts;
+pub(crate) use block::Starts;
 use generic::GenericPattern;
 use grammar::{Cl100k, DeepSeek, Gpt2, Gpt2Digits, Llama3, O200k, Qwen2, Qwen35, Tekken};
 pub(crate) use joins::Joins;
@@ -145,6 +145,16 @@ impl Pretokenizer {
     pub(crate) fn for_each_batch<'t>(
         &self,
         text: &'t str,
+        f: impl FnMut(&'t str, &[usize]) -> ControlFlow<()>,
+    ) -> Result<(), TokenizeError> {
+        self.for_each_batch_in(&mut Starts::new(), text, f)
+    }
+
+    /// [`Self::for_each_batch`] in memory that was used before: clearing it costs a short text something.
+    pub(crate) fn for_each_batch_in<'t>(
+        &self,
+        starts: &mut Starts,
+        text: &'t str,
         mut f: impl FnMut(&'t str, &[usize]) -> ControlFlow<()>,
     ) -> Result<(), TokenizeError> {
         match &self.engine {
@@ -153,11 +163,11 @@ impl Pretokenizer {
                     .try_for_each(text, self.unmatched == Unmatched::Keep, |span| f(span, &[0, span.len()]))
             }
             Engine::Known(known) => {
-                scan(text, f, known_fill(*known));
+                scan(starts, text, f, known_fill(*known));
                 Ok(())
             }
             Engine::Joins(joins) => {
-                scan(text, f, |text, starts| joins.fill(text, starts));
+                scan(starts, text, f, |text, starts| joins.fill(text, starts));
                 Ok(())
             }
         }
@@ -229,14 +239,14 @@ fn known_fill(known: Known) -> Fill {
 }
 
 fn scan<'t>(
+    starts: &mut Starts,
     text: &'t str,
     mut f: impl FnMut(&'t str, &[usize]) -> ControlFlow<()>,
     fill: impl Fn(&[u8], &mut Starts),
 ) {
-    let mut starts = Starts::new();
     let mut rest = text;
     while !rest.is_empty() {
-        fill(rest.as_bytes(), &mut starts);
+        fill(rest.as_bytes(), starts);
         let bounds = starts.bounds();
         if f(rest, bounds).is_break() {
             return;
