@@ -369,7 +369,7 @@ mod tests {
         let vocabulary = Vocabulary::new(&tokens).unwrap();
         let pairs = Pairs::from_list(&list, &tokens, &vocabulary).unwrap();
         let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
-        let text = [b'a'; 50_000];
+        let text = vec![b'a'; 50_000];
         check(&model, &text, true).unwrap();
         let mut lengths = Vec::new();
         merge_span(&model, &text[..5_000], &mut Scratch::default(), |id| {
