@@ -230,11 +230,12 @@ fn common(row: &[Placed], piece: &Piece) -> Option<(usize, usize)> {
     }
 }
 
-/// The last place up to `at` where a character begins, or the end.
+/// The last place up to `at` where a character begins, or the end; `at` itself where bytes are no characters.
 fn boundary(span: &[u8], at: usize) -> usize {
     let Some(rest) = span.get(..=at) else { return span.len() };
     let continued = rest.iter().rev().take(3).take_while(|byte| matches!(byte, 0x80..0xc0)).count();
-    at - if rest[at - continued] >= 0xc0 { continued } else { 0 }
+    let begin = at.checked_sub(continued);
+    begin.filter(|&begin| rest.get(begin).is_some_and(|byte| *byte >= 0xc0)).unwrap_or(at)
 }
 
 #[cfg(test)]
@@ -274,6 +275,15 @@ mod tests {
         let repeated = (prop::collection::vec(prop::sample::select(b"abc".to_vec()), 1..9), 1..2000_usize)
             .prop_map(|(unit, length)| unit.iter().copied().cycle().take(length).collect());
         prop_oneof![letters, repeated]
+    }
+
+    #[test]
+    fn pieces_begin_with_characters_where_there_are_any() {
+        let text = "a漢🦜".as_bytes();
+        let boundaries: Vec<usize> = (0..=9).map(|at| boundary(text, at)).collect();
+        assert_eq!(boundaries, [0, 1, 1, 1, 4, 4, 4, 4, 8, 8]);
+        // What is left of characters when bytes without a token are gone.
+        assert_eq!((0..4).map(|at| boundary(b"\x85\x85\x85a", at)).collect::<Vec<_>>(), [0, 1, 2, 3]);
     }
 
     proptest! {
