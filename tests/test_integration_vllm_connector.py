@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -349,6 +350,23 @@ def test_a_directory_that_cannot_be_opened_is_tried_again(
             break
         threading.Event().wait(0.01)
     assert one.loaded == 96
+
+
+def test_what_does_not_reach_the_disk_is_counted_and_served(
+    open_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine = open_engine(segment_bytes=12_000)
+    shutil.rmtree(tmp_path / "kv")  # from now on no segment can be begun
+    for number in range(4):
+        engine.serve(request(f"{number}", seed=number))
+    engine.worker._store.flush()
+    stats = engine.worker.stats()
+    assert (stats.saved_pages, stats.refused_pages) == (24, 0)
+    assert 0 < stats.unwritten_pages <= 24
+    engine.wipe()
+    again = request("again", seed=3)
+    engine.serve(again)
+    assert again.loaded == 96
 
 
 def test_a_small_tier_forgets_and_goes_on(open_engine: Callable[..., Engine]) -> None:

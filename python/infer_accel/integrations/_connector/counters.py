@@ -15,7 +15,8 @@ class ConnectorStats:
     #: The fields that only ever grow.
     COUNTERS: ClassVar[frozenset[str]]
 
-    #: Blocks of prompts that were asked for: those that the engine did not have itself.
+    #: Blocks of prompts that were asked for: those that the engine did not have itself. A request that waits for
+    #: room in the engine is asked for again, and counts again.
     queried_blocks: int = 0
     #: Blocks among them that the tier had.
     matched_blocks: int = 0
@@ -35,8 +36,10 @@ class ConnectorStats:
     load_seconds: float = 0.0
     #: Pages that the tier took.
     saved_pages: int = 0
-    #: Pages that the tier did not take: it is full, too slow, or down.
+    #: Pages that the tier did not take: it is too slow, or down.
     refused_pages: int = 0
+    #: Pages that the tier took and the disk did not: they are gone with the process.
+    unwritten_pages: int = 0
     #: Bytes saved.
     saved_bytes: int = 0
     #: Seconds that steps of the engine were held up by saving.

@@ -136,8 +136,12 @@ class PageStore:
         return self._try("flush", all_of_it, otherwise=False)
 
     def count(self) -> None:
-        """Bring what the tier itself has counted into the counters."""
-        tier = self._tier
+        """Bring what cache and tier themselves have counted into the counters."""
+        cache, tier = self._cache, self._tier
+        if cache is not None:
+            kept = self._try("stats", cache.stats, None)
+            if kept is not None:
+                self._counters.set(unwritten_pages=kept.failed_writes)
         if tier is None:
             return
         stats = self._try("stats", tier.stats, None)
