@@ -121,6 +121,7 @@ class Both:
             beginning = ours.truncate(text, limit)
             assert text.startswith(beginning), text
             assert ours.count(beginning) <= limit, text
+            assert limit < len(expected) or beginning == text, text
             assert ours.fits(text, limit) == (len(expected) <= limit), text
 
     def check_session(self, text: str, cut: int) -> None:
