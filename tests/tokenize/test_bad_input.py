@@ -278,6 +278,8 @@ def test_ids_that_do_not_exist_are_refused(small: Tokenizer) -> None:
                 call(wrong)
     with pytest.raises(DTypeError):
         small.decode([0.5])  # type: ignore[list-item]
+    with pytest.raises(DTypeError):
+        small.decode_batch([0, 1])  # type: ignore[list-item]
     with pytest.raises(ShapeError):
         small.decode(np.zeros((2, 2), dtype=np.int32))
     with pytest.raises(ArgumentError):
