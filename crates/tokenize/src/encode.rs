@@ -23,7 +23,7 @@ impl Tokenizer {
     /// The ids of a text, with the file's truncation and padding.
     ///
     /// # Errors
-    /// [`TokenizeError::Pipeline`] where the fallback gives up.
+    /// [`crate::TokenizeError::Pipeline`] where the fallback gives up.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         self.encode_into(text, options, &mut ids)?;
@@ -118,7 +118,7 @@ impl Tokenizer {
     /// Where the file pads to the longest of a batch, all texts get the length of the longest.
     ///
     /// # Errors
-    /// [`TokenizeError::Interrupted`], or the first error of [`Tokenizer::encode`] by position.
+    /// [`crate::TokenizeError::Interrupted`], or the first error of [`Tokenizer::encode`] by position.
     pub fn encode_batch(
         &self,
         texts: &[&str],
