@@ -86,7 +86,6 @@ pub(super) enum Operator {
     Greater,
     GreaterOrEqual,
     In,
-    NotIn,
     Subtract,
     Remainder,
 }
@@ -221,22 +220,6 @@ impl Reader {
                 _ => Expr::Other,
             },
             ast::Expr::BinOp(operation) => self.binary(operation),
-            ast::Expr::Compare(comparison) => match comparison.ops.as_slice() {
-                [only] => {
-                    let operator = match only.op {
-                        ast::CompareOpKind::Eq => Operator::Equal,
-                        ast::CompareOpKind::Ne => Operator::Unequal,
-                        ast::CompareOpKind::Lt => Operator::Less,
-                        ast::CompareOpKind::Lte => Operator::LessOrEqual,
-                        ast::CompareOpKind::Gt => Operator::Greater,
-                        ast::CompareOpKind::Gte => Operator::GreaterOrEqual,
-                        ast::CompareOpKind::In => Operator::In,
-                        ast::CompareOpKind::NotIn => Operator::NotIn,
-                    };
-                    Expr::Binary(operator, self.boxed(&comparison.expr), self.boxed(&only.expr))
-                }
-                _ => Expr::Other,
-            },
             ast::Expr::IfExpr(choice) => Expr::Choice(
                 self.boxed(&choice.test_expr),
                 self.boxed(&choice.true_expr),

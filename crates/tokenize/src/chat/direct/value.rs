@@ -173,7 +173,6 @@ impl<'a> Item<'a> {
             Operator::Equal => self.equals(other)?,
             Operator::Unequal => !self.equals(other)?,
             Operator::In => self.is_in(other)?,
-            Operator::NotIn => !self.is_in(other)?,
             Operator::Less => numbers().map(|(left, right)| left < right)?,
             Operator::LessOrEqual => numbers().map(|(left, right)| left <= right)?,
             Operator::Greater => numbers().map(|(left, right)| left > right)?,
