@@ -33,7 +33,7 @@ const WHOLE: &[&str] = &[
      {{ r ~ '|' ~ c }}{% elif m.content.startswith('a') or m.content.endswith(' ') %}{{ m.content.strip() }}\
      {% else %}{% continue %}{% endif %};{% endfor %}",
     "{% for m in messages %}{{ m | tojson }}{{ m.content | tojson(indent=2) }}{{ m.name is defined }}\
-     {{ m.get('name', 'x') }}{{ m.missing }}{{ m.missing | default('d') }}{{ 'content' in m }}{{ 'y' not in m.role }}{% endfor %}",
+     {{ m.get('name', 'x') }}{{ m.missing }}{{ m.missing | default('d') }}{{ 'content' in m }}{{ 'tool_calls' in m }}{{ 'y' not in m.role }}{% endfor %}",
     "{% for m in messages %}{% for n in messages %}{% set x = n.role %}{% if x == m.role %}{{ x[:0]|length if false else 1 + 2 - 1 }}{% endif %}\
      {% endfor %}{{ x }}{{ x is defined }}{{ loop.index > 1 and loop.index <= 2 or 'no' }}{% endfor %}",
     "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}{% generation %}{% set a = 1 %}{{ a }}{% endgeneration %}{{ a }}\
