@@ -122,6 +122,114 @@ class TestBench:
         assert entries(tmp_path) == {"rows.png"}
 
 
+class TestResume:
+    @pytest.fixture(autouse=True)
+    def committed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A run of this working tree, whatever is changed in it."""
+        monkeypatch.setattr("infer_accel.bench.machine._commit", lambda: "0123abcd")
+
+    @pytest.fixture
+    def broken_off(self, tmp_path: Path, small_parts: dict[str, CaseSource]) -> Path:
+        """The record of a run that was interrupted in its second row."""
+
+        def interrupted(bench: Bench) -> Iterator[Case]:
+            yield next(cases(bench))
+            raise KeyboardInterrupt
+
+        whole = small_parts["lora"]
+        small_parts["lora"] = interrupted
+        path = tmp_path / "record.json"
+        assert run("bench", "--quick", "--json", path).exit_code != 0
+        small_parts["lora"] = whole
+        return path
+
+    def change(self, path: Path, **fields: object) -> None:
+        document = json.loads(path.read_text())
+        document["machine"] |= fields
+        path.write_text(json.dumps(document))
+
+    def test_what_was_measured_is_written_when_the_run_is_interrupted(self, broken_off: Path) -> None:
+        document = json.loads(broken_off.read_text())
+        assert document["machine"]["complete"] is False
+        assert [(row["part"], row["case"]) for row in document["rows"]] == [("lora", "sum of [1000]")]
+
+    def test_the_rest_is_measured_and_the_rows_are_kept(self, broken_off: Path) -> None:
+        before = json.loads(broken_off.read_text())
+        result = run("bench", "lora", "--quick", "--json", broken_off, "--resume")
+        assert result.exit_code == 0, result.output
+        document = json.loads(broken_off.read_text())
+        # The ratio is worked out again, from the six digits that were written.
+        ratio = pytest.approx(before["rows"][0]["ratio"], rel=1e-4)
+        assert document["rows"][0] == before["rows"][0] | {"ratio": ratio}
+        assert [row["case"] for row in document["rows"]] == ["sum of [1000]", "sum alone"]
+        assert document["machine"]["complete"] is True
+        timing = document["machine"]["timing"]
+        assert timing["lora/sum of [1000]"] == before["machine"]["timing"]["lora/sum of [1000]"]
+        assert "lora: sum of [1000]" not in result.stderr
+
+    def test_another_part_is_added(self, broken_off: Path) -> None:
+        result = run("bench", "kvcache", "--quick", "--json", broken_off, "--resume")
+        assert result.exit_code == 0, result.output
+        rows = json.loads(broken_off.read_text())["rows"]
+        assert [row["part"] for row in rows] == ["lora", "kvcache", "kvcache"]
+
+    def test_an_interruption_of_the_second_run_loses_nothing(
+        self, broken_off: Path, small_parts: dict[str, CaseSource]
+    ) -> None:
+        assert run("bench", "--quick", "--json", broken_off, "--resume").exit_code == 0
+        document = json.loads(broken_off.read_text())
+        dropped = document["rows"].pop(0)
+        broken_off.write_text(json.dumps(document))
+
+        def interrupted(bench: Bench) -> Iterator[Case]:
+            yield next(cases(bench))
+            raise KeyboardInterrupt
+
+        small_parts["lora"] = interrupted
+        assert run("bench", "--quick", "--json", broken_off, "--resume").exit_code != 0
+        found = {(row["part"], row["case"]) for row in json.loads(broken_off.read_text())["rows"]}
+        assert found == {(row["part"], row["case"]) for row in [*document["rows"], dropped]}
+
+    def test_a_new_file_is_an_ordinary_run(self, tmp_path: Path) -> None:
+        result = run("bench", "lora", "--quick", "--json", tmp_path / "new.json", "--resume")
+        assert result.exit_code == 0, result.output
+        assert len(json.loads((tmp_path / "new.json").read_text())["rows"]) == 2
+
+    def test_it_needs_a_file(self) -> None:
+        result = run("bench", "--quick", "--resume")
+        assert result.exit_code == 2
+        assert "--resume needs --json FILE" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("fields", "complaint"),
+        [
+            ({"commit": "fedc"}, "commit was 'fedc' and is '0123abcd'"),
+            ({"cpu": "abacus"}, "cpu was 'abacus'"),
+            ({"quick": False}, "quick was False and is True"),
+            ({"rivals": {"numpy": "0.1"}}, "numpy was '0.1'"),
+            ({"timing": {}}, "its limits or timing"),
+            ({"limits": {"copy bandwidth, 1 thread": "fast"}}, "its limits or timing"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    )
+    def test_a_record_of_another_run_is_refused(
+        self, broken_off: Path, fields: dict[str, object], complaint: str
+    ) -> None:
+        self.change(broken_off, **fields)
+        before = broken_off.read_bytes()
+        result = run("bench", "--quick", "--json", broken_off, "--resume")
+        assert result.exit_code == 2
+        assert complaint in result.stderr
+        assert broken_off.read_bytes() == before
+
+    def test_a_tree_with_changes_is_refused(self, broken_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("infer_accel.bench.machine._commit", lambda: "0123abcd, with changes")
+        self.change(broken_off, commit="0123abcd, with changes")
+        result = run("bench", "--quick", "--json", broken_off, "--resume")
+        assert result.exit_code == 2
+        assert "cannot be resumed from a working tree with changes" in result.stderr
+
+
 class TestCompare:
     @pytest.fixture
     def baseline(self, tmp_path: Path) -> Path:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from infer_accel.bench.harness import Bench
     from infer_accel.bench.rows import Json, Row
 
-__all__ = ["describe_machine", "describe_run", "installed_versions"]
+__all__ = ["CHANGES", "describe_machine", "describe_run", "installed_versions"]
+
+#: Ends the commit of a working tree in which a tracked file was changed.
+CHANGES = ", with changes"
 
 
 def describe_machine() -> dict[str, Json]:
@@ -101,7 +104,7 @@ def _commit() -> str | None:
     if commit is None:
         return None
     changed = _output([git, "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
-    return f"{commit}, with changes" if changed else commit
+    return f"{commit}{CHANGES}" if changed else commit
 
 
 def _output(command: list[str]) -> str | None:

@@ -11,7 +11,7 @@ from infer_accel.bench.harness import ValidationError, describe, measure_case
 from infer_accel.bench.rows import row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from infer_accel.bench.harness import Bench, Case, CaseSource
     from infer_accel.bench.rows import Row
@@ -44,6 +44,9 @@ def run_parts(
     sources: Mapping[str, CaseSource],
     bench: Bench,
     progress: Callable[[str], None] | None = None,
+    *,
+    earlier: Sequence[Row] = (),
+    keep: Callable[[Sequence[Row]], None] | None = None,
 ) -> Outcome:
     """Measure the parts one after the other.
 
@@ -55,6 +58,11 @@ def run_parts(
         Size of the run, limits and rivals.
     progress
         Called with a short text whenever something else begins.
+    earlier
+        Rows of a run that was broken off: they are taken as they are, and not measured again. Rows of parts
+        that are not measured now stay, too.
+    keep
+        Called with every row that there is after each new one.
 
     Returns
     -------
@@ -63,12 +71,17 @@ def run_parts(
         the rest with it.
     """
     say = progress or (lambda _: None)
-    outcome = Outcome([], [], {})
+    known = {row.key: row for row in earlier if row.part in sources}
+    outcome = Outcome([row for row in earlier if row.part not in sources], [], {})
     for part, source in sources.items():
         say(f"{part}: preparing")
         try:
             for case in source(bench):
-                _measure(part, case, bench, outcome, say)
+                row = known.pop(f"{part}/{case.name}", None)
+                if row is not None:
+                    outcome.rows.append(row)
+                elif _measure(part, case, bench, outcome, say) and keep is not None:
+                    keep([*outcome.rows, *known.values()])
                 say(f"{part}: preparing")
         except Exception as error:  # noqa: BLE001 - whatever a part does wrong, the others are still measured
             _LOG.debug("the part %s failed", part, exc_info=True)
@@ -76,17 +89,19 @@ def run_parts(
     return outcome
 
 
-def _measure(part: str, case: Case, bench: Bench, outcome: Outcome, say: Callable[[str], None]) -> None:
+def _measure(part: str, case: Case, bench: Bench, outcome: Outcome, say: Callable[[str], None]) -> bool:
+    """Add the case's row to the outcome, or what was wrong with it; say whether there is a new row."""
     title = f"{part}: {case.name}"
     if any(row.part == part and row.case == case.name for row in outcome.rows):
         outcome.failures.append(f"{title}: two rows of this name; no comparison could tell them apart")
-        return
+        return False
     try:
         measured = measure_case(
             case, seconds=bench.seconds_a_case, progress=lambda stage: say(f"{title}: {stage}")
         )
     except ValidationError as error:
         outcome.failures.append(f"{part}: {error}")
-        return
+        return False
     outcome.rows.append(row_of(part, case, measured))
     outcome.left_out.update({f"{title}: {name}": why for name, why in measured.left_out.items()})
+    return True

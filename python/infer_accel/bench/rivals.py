@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Rivals"]
+__all__ = ["Rivals", "installed_version"]
 
 #: Module → what `pip install` wants. A rival that is not listed here is asked for by its own name.
 _REQUIREMENTS = {
@@ -49,7 +49,7 @@ class Rivals:
                 f"pip install {_distribution(name)}" if missing else f"installed, but: {error}"
             )
             return None
-        self.versions[_distribution(name)] = _version_of(_distribution(name))
+        self.versions[_distribution(name)] = installed_version(_distribution(name))
         return module
 
     def version(self, name: str) -> str:
@@ -61,7 +61,8 @@ def _distribution(module: str) -> str:
     return _REQUIREMENTS.get(module, module.partition(".")[0])
 
 
-def _version_of(distribution: str) -> str:
+def installed_version(distribution: str) -> str:
+    """Return the version of a distribution, "unknown" where it has none."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -46,8 +46,12 @@ def run(
     part: Annotated[Part, typer.Argument(help="What to measure.")] = Part.ALL,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter: two minutes in all.")] = False,
     json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write machine and rows as JSON.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write machine and rows as JSON, after every row."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --json: keep the rows of FILE, and measure the others.")
+    ] = False,
     compare: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Hold the ratios against those of an earlier --json."),
@@ -68,7 +72,8 @@ def run(
 
     Exit codes: 0 measured, 1 a row fell by more than --fail-over, 2 wrong input or a row that is wrong.
     """
-    from infer_accel.bench.machine import describe_run
+    from infer_accel.bench.harness import Bench
+    from infer_accel.bench.resume import record
     from infer_accel.bench.rows import InvalidRecordError, read_rows
 
     tolerance = _share(fail_over)
@@ -84,8 +89,10 @@ def run(
         gpu = _gpu(part, "--device cuda" if device is Device.CUDA else "--autotune")
     if gpu is not None and autotune:
         _autotune(gpu)
-    bench, outcome = _measure(part, quick=quick, gpu=gpu if device is Device.CUDA else None)
-    machine = describe_run(bench, outcome.rows)
+    bench = Bench(quick=quick, seconds_a_case=_SECONDS_QUICK if quick else _SECONDS)
+    earlier = _earlier(json_path, bench) if resume else []
+    outcome = _measure(part, bench, earlier, json_path, gpu if device is Device.CUDA else None)
+    machine = record(bench, outcome.rows, complete=not outcome.failures)
     if gpu is not None:
         machine["gpu"] = gpu.describe()
     _report(bench, outcome)
@@ -97,20 +104,39 @@ def run(
         raise typer.Exit(EXIT_FELL)
 
 
-def _measure(part: Part, *, quick: bool, gpu: Gpu | None = None) -> tuple[Bench, Outcome]:
-    from infer_accel.bench import parts
-    from infer_accel.bench.harness import Bench
+def _earlier(json_path: Path | None, bench: Bench) -> list[Row]:
+    """Return the rows of the run that was broken off, or refuse in one line."""
+    from infer_accel.bench.resume import read_earlier
+    from infer_accel.bench.rows import InvalidRecordError
 
-    bench = Bench(quick=quick, seconds_a_case=_SECONDS_QUICK if quick else _SECONDS)
+    if json_path is None:
+        refuse("--resume needs --json FILE: the rows that there are stand in it")
+    try:
+        return read_earlier(json_path, bench)
+    except InvalidRecordError as error:
+        refuse(str(error))
+
+
+def _measure(
+    part: Part, bench: Bench, earlier: Sequence[Row], json_path: Path | None, gpu: Gpu | None
+) -> Outcome:
+    from infer_accel.bench import parts
+    from infer_accel.bench.resume import write_so_far
+
+    def keep(rows: Sequence[Row]) -> None:
+        if json_path is not None:
+            write_so_far(json_path, bench, rows)
+
     with progress() as say:
         if gpu is not None:
             from infer_accel.bench import cuda
 
             names = cuda.PARTS if part is Part.ALL else (part.value,)
-            return bench, parts.run_parts({name: cuda.source(name, gpu) for name in names}, bench, say)
-        names = parts.PARTS if part is Part.ALL else (part.value,)
-        sources = {name: parts.load_part(name) for name in names}
-        return bench, parts.run_parts(sources, bench, say)
+            sources = {name: cuda.source(name, gpu) for name in names}
+        else:
+            names = parts.PARTS if part is Part.ALL else (part.value,)
+            sources = {name: parts.load_part(name) for name in names}
+        return parts.run_parts(sources, bench, say, earlier=earlier, keep=keep)
 
 
 def _gpu(part: Part, option: str) -> Gpu:
