@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVE := .venv-serve
+SCALE := .venv-scale
 # `make bench BENCH_ARGS="all --json record.json"` runs the whole comparison.
 BENCH_ARGS ?= --quick
 STUBS := python/infer_accel/_native
@@ -23,7 +24,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python test-gpu test-serve soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python test-gpu test-serve test-scale soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -80,6 +81,23 @@ $(SERVE)/.installed: $(VENV)/.maturin $(SOURCES) tests/serve/requirements.txt $(
 	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(SERVE)/dist/*.whl
 	@touch $@
 
+# Ray, Polars, stores and a server of Redis' protocol, in an environment of their own. A server that is not installed is
+# taken out of Debian's packages and put beside them, which needs no rights. All listen on the loopback interface alone.
+test-scale: $(SCALE)/.installed $(SCALE)/.server ## several processes: shared tiers, bulk counting, merging, metrics (5 minutes)
+	INFER_ACCEL_SCALE=1 $(SCALE)/bin/python -m pytest -o timeout=600 tests/scale
+
+$(SCALE)/.installed: $(VENV)/.maturin $(SOURCES) tests/scale/requirements.txt $(shell find python -name '*.py')
+	test -d $(SCALE) || $(PYTHON) -m venv $(SCALE)
+	$(SCALE)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/scale/requirements.txt
+	rm -rf $(SCALE)/dist
+	$(BIN)/maturin build --quiet --release --locked --out $(SCALE)/dist
+	$(SCALE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(SCALE)/dist/*.whl
+	@touch $@
+
+$(SCALE)/.server: $(SCALE)/.installed
+	sh tests/scale/unpack_server.sh $(SCALE)/redis
+	@touch $@
+
 notebooks: $(VENV)/.with-notebooks ## run the notebooks again, on this machine, and keep what they show
 	$(BIN)/python notebooks/run.py
 
@@ -129,4 +147,4 @@ $(VENV)/.maturin:
 	@touch $@
 
 clean: ## forget everything built here
-	rm -rf $(VENV) $(SERVE) target dist site
+	rm -rf $(VENV) $(SERVE) $(SCALE) target dist site

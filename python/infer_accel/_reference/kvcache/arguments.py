@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 _DIGEST_BYTES = 32
+_MAX_KEY_BYTES = 64
 
 
 def integers_of(values: object, code: str) -> npt.NDArray[np.int64]:
@@ -66,3 +67,44 @@ def array_of(tensor: object, *, writable: bool = False) -> npt.NDArray[np.generi
     if writable and not array.flags.writeable:
         raise ReadOnlyError("a read-only tensor came as a target", code="read_only")
     return array
+
+
+def page_keys(keys: object) -> list[bytes]:
+    """Return the keys of pages: rows of uint8, or `bytes` of one length."""
+    rows: list[bytes]
+    if isinstance(keys, list | tuple):
+        if not all(isinstance(row, bytes) for row in keys) or len({len(row) for row in keys}) > 1:
+            message = (
+                "something else than keys of one length came; pass bytes, or uint8 of shape [n, key_bytes]"
+            )
+            raise DTypeError(message, code="dtype.bytes")
+        rows = list(keys)
+    else:
+        table = np.asarray(keys)
+        if table.dtype != np.uint8:
+            raise DTypeError(f"{table.dtype} came where bytes are expected", code="dtype.bytes")
+        if table.ndim != 2 and table.shape != (0,):
+            raise ShapeError(
+                f"keys of shape {table.shape} came; pass one row for each page", code="shape.keys"
+            )
+        rows = [row.tobytes() for row in table]
+    if rows and not 1 <= len(rows[0]) <= _MAX_KEY_BYTES:
+        message = f"keys of {len(rows[0])} bytes came; 1 to {_MAX_KEY_BYTES} are allowed"
+        raise ShapeError(message, code="shape.keys")
+    return rows
+
+
+def page_rows(pages: object, count: int, page_bytes: int, *, writable: bool = False) -> npt.NDArray[np.uint8]:
+    """Return pages as rows of bytes, without a copy."""
+    array = array_of(pages, writable=writable)
+    if array.ndim == 0:
+        raise ShapeError("one value came where pages are expected", code="shape.stored_pages")
+    if len(array) != count:
+        raise ShapeError(f"{len(array)} pages came for {count} keys", code="shape.page_count")
+    if count == 0:
+        return np.empty((0, page_bytes), np.uint8)
+    inner = array[0]
+    if inner.nbytes != page_bytes or not inner.flags.c_contiguous:
+        message = f"pages of {array.dtype} {array.shape} came; {page_bytes} bytes each are needed, without gaps inside"
+        raise ShapeError(message, code="shape.stored_pages")
+    return array.reshape(count, -1).view(np.uint8)

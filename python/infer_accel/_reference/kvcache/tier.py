@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infer_accel._reference.kvcache.arguments import array_of
-from infer_accel.errors import ArgumentError, DTypeError, IntegrityError, ShapeError, StorageError
+from infer_accel._reference.kvcache.arguments import page_keys, page_rows
+from infer_accel.errors import ArgumentError, IntegrityError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from infer_accel._typing import Tensor
 
 _MAX_PAGE_BYTES = 1 << 30
-_MAX_KEY_BYTES = 64
 _CHECK_BYTES = 32
 #: As in the native tier, where a record's header has this length.
 _HEADER_BYTES = 192
@@ -167,35 +166,12 @@ class DiskTier:
     def names(self, keys: Tensor | Sequence[bytes]) -> list[Path]:
         """Return the files of pages."""
         self._refuse_if_closed()
-        rows: list[bytes]
-        if isinstance(keys, list | tuple):
-            if not all(isinstance(row, bytes) for row in keys) or len({len(row) for row in keys}) > 1:
-                raise DTypeError("something else than keys of one length came", code="dtype.bytes")
-            rows = list(keys)
-        else:
-            table = np.asarray(keys)
-            if table.dtype != np.uint8:
-                raise DTypeError(f"{table.dtype} came where bytes are expected", code="dtype.bytes")
-            if table.ndim != 2 and table.shape != (0,):
-                raise ShapeError(f"keys of shape {table.shape} came", code="shape.keys")
-            rows = [row.tobytes() for row in table]
-        if rows and not 1 <= len(rows[0]) <= _MAX_KEY_BYTES:
-            raise ShapeError(f"keys of {len(rows[0])} bytes came", code="shape.keys")
+        rows = page_keys(keys)
         return [self._folder / f"{row.hex()}.page" for row in rows]
 
     def rows(self, pages: Tensor, count: int, *, writable: bool = False) -> npt.NDArray[np.uint8]:
         """Return pages as rows of bytes, without a copy."""
-        array = array_of(pages, writable=writable)
-        if array.ndim == 0:
-            raise ShapeError("one value came where pages are expected", code="shape.stored_pages")
-        if len(array) != count:
-            raise ShapeError(f"{len(array)} pages came for {count} keys", code="shape.page_count")
-        if count == 0:
-            return np.empty((0, self.page_bytes), np.uint8)
-        inner = array[0]
-        if inner.nbytes != self.page_bytes or not inner.flags.c_contiguous:
-            raise ShapeError(f"pages of shape {array.shape} came", code="shape.stored_pages")
-        return array.reshape(count, -1).view(np.uint8)
+        return page_rows(pages, count, self.page_bytes, writable=writable)
 
     def _refuse_if_closed(self) -> None:
         if os.getpid() != self._process:

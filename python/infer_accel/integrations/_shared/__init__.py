@@ -1,0 +1,1 @@
+"""What tiers that several machines share have in common, whatever engine holds the pages."""
