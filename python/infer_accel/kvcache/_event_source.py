@@ -70,6 +70,12 @@ class EventSource:
         return batch
 
     @property
+    def waiting_events(self) -> int:
+        """Events that wait to be drained."""
+        waiting: int = self._native_pool.event_counts()[0]
+        return waiting
+
+    @property
     def lost_events(self) -> int:
         """Events that were given up because nobody drained them in time."""
         lost: int = self._native_pool.event_counts()[1]

@@ -105,6 +105,7 @@ class BlockPool(Retention, EventSource):
         )
         self._block_size = block_size
         self._algorithm: Algorithm = algorithm
+        self._keeps_events = event_bytes > 0
 
     @property
     def native(self) -> object:
@@ -120,6 +121,11 @@ class BlockPool(Retention, EventSource):
     def algorithm(self) -> Algorithm:
         """What makes the hashes that this pool is asked with."""
         return self._algorithm
+
+    @property
+    def keeps_events(self) -> bool:
+        """Whether this pool was made with `event_bytes`."""
+        return self._keeps_events
 
     def alloc(self, count: int) -> npt.NDArray[np.int64]:
         """Lend blocks, each with one reference.
