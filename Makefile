@@ -69,12 +69,12 @@ proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model besi
 # An engine wants versions of its own, so it has an environment of its own; the package is built once for both. Nothing
 # listens but on the loopback interface, and every process ends with its test. Without these tests `make test` skips
 # them, since vLLM is not there.
-test-serve: $(SERVE)/.installed ## the connectors in real engines, on the CPU (20 minutes, 7 GB of packages at first)
+test-serve: $(SERVE)/.installed ## the connectors in real engines, on the CPU (10 minutes, 7 GB of packages at first)
 	$(SERVE)/bin/python -m pytest -o timeout=3600 tests/serve
 
-$(SERVE)/.installed: $(VENV)/.maturin $(SOURCES) tests/serve/requirements.txt $(shell find python -name '*.py')
+$(SERVE)/.installed: $(VENV)/.maturin $(SOURCES) $(wildcard tests/serve/requirements*.txt) $(shell find python -name '*.py')
 	test -d $(SERVE) || $(PYTHON) -m venv $(SERVE)
-	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serve/requirements.txt
+	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serve/requirements.txt -r tests/serve/requirements-peers.txt
 	$(SERVE)/bin/python tests/serve/name_vllm.py
 	rm -rf $(SERVE)/dist
 	$(BIN)/maturin build --quiet --release --locked --out $(SERVE)/dist

@@ -28,7 +28,6 @@ mod hot;
 mod kernels;
 mod limits;
 mod load;
-mod locality;
 mod native;
 mod offsets;
 pub mod pretokenize;

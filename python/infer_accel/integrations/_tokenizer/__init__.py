@@ -1,1 +1,0 @@
-"""The parts of :mod:`infer_accel.integrations.transformers_tokenizer`."""

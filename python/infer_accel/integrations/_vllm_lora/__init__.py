@@ -1,0 +1,1 @@
+"""Parts of :mod:`infer_accel.integrations.vllm_lora`."""
