@@ -69,7 +69,7 @@ proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model besi
 # An engine wants versions of its own, so it has an environment of its own; the package is built once for both. Nothing
 # listens but on the loopback interface, and every process ends with its test. Without these tests `make test` skips
 # them, since vLLM is not there.
-test-serve: $(SERVE)/.installed ## the connectors in real engines, on the CPU (10 minutes, 7 GB of packages at first)
+test-serve: $(SERVE)/.installed ## the connectors in real engines, on the CPU (20 minutes, 7 GB of packages at first)
 	$(SERVE)/bin/python -m pytest -o timeout=3600 tests/serve
 
 $(SERVE)/.installed: $(VENV)/.maturin $(SOURCES) $(wildcard tests/serve/requirements*.txt) $(shell find python -name '*.py')

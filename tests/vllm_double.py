@@ -8,6 +8,8 @@ from enum import Enum, auto
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from infer_accel import integrations
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -98,19 +100,95 @@ def specification(*, events: bool = False, model: str = "model") -> Any:
     return SimpleNamespace(config=config, blocks_per_chunk=1, kv_events_config=kv_events)
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass
+class ChunkStatus:
+    ref_cnt: int = 0
+
+
+@dataclass
+class ReqContext:
+    """A request, as a policy of eviction sees it."""
+
+    positions: dict[bytes, int] = field(default_factory=dict)
+    state: dict[type, Any] = field(default_factory=dict)
+
+    def get_offload_key_position(self, key: bytes) -> int | None:
+        return self.positions.get(key)
+
+    def get_state(self, kind: type) -> Any:
+        return self.state.get(kind)
+
+    def set_state(self, value: Any) -> None:
+        self.state[type(value)] = value
+
+
+class CachePolicy:
+    def __init__(self, cache_capacity: int) -> None:
+        self.cache_capacity = cache_capacity
+
+
+def order_request_keys(key_groups: Any, req_context: ReqContext) -> list[bytes]:
+    keys = [key for group in key_groups for key in group]
+    return sorted(keys, key=lambda key: req_context.positions[key])
+
+
+@dataclass(frozen=True)
+class OffloadingConfig:
+    extra_config: dict[str, Any]
+
+
+class TieringOffloadingSpec:
+    def __init__(self, config: OffloadingConfig) -> None:
+        self.extra_config = config.extra_config
+        self.tiers = self._get_secondary_tiers(config.extra_config)
+
+    @classmethod
+    def _get_secondary_tiers(cls, extra_config: dict[str, Any]) -> list[Any]:
+        return list(extra_config.get("secondary_tiers", []))
+
+
+class _Factory:
+    """As vLLM's three are: names, and where their classes lie."""
+
+    def __init__(self) -> None:
+        self.registry: dict[str, tuple[str, str]] = {}
+
+    def _register(self, name: str, module_path: str, class_name: str) -> None:
+        if name in self.registry:
+            raise ValueError("is already registered")
+        self.registry[name] = (module_path, class_name)
+
+    register_spec = register_tier = register_cache_policy = _register
+
+
+FACTORIES = ("OffloadingSpecFactory", "SecondaryTierFactory", "CachePolicyFactory")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *, version: str = "0.33.0") -> None:
     """Put these names where vLLM would have them, for one test."""
-    here = {name: value for name, value in globals().items() if isinstance(value, type)}
+    here: dict[str, Any] = {name: value for name, value in globals().items() if isinstance(value, type)}
+    here |= {name: _Factory() for name in FACTORIES}
+    here |= {"order_request_keys": order_request_keys, "__version__": version}
     for name in (
         "vllm",
         "vllm.v1",
         "vllm.v1.kv_offload",
         "vllm.v1.kv_offload.base",
+        "vllm.v1.kv_offload.config",
+        "vllm.v1.kv_offload.cpu",
+        "vllm.v1.kv_offload.cpu.policies",
+        "vllm.v1.kv_offload.cpu.policies.base",
+        "vllm.v1.kv_offload.cpu.policies.factory",
+        "vllm.v1.kv_offload.factory",
         "vllm.v1.kv_offload.file_mapper",
         "vllm.v1.kv_offload.tiering",
         "vllm.v1.kv_offload.tiering.base",
+        "vllm.v1.kv_offload.tiering.factory",
+        "vllm.v1.kv_offload.tiering.spec",
     ):
         module = ModuleType(name)
         module.__dict__.update(here)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "infer_accel.integrations.vllm", raising=False)
+    for name in ("vllm", "vllm_offloading"):
+        monkeypatch.delitem(sys.modules, f"infer_accel.integrations.{name}", raising=False)
+        monkeypatch.delattr(integrations, name, raising=False)

@@ -1,4 +1,4 @@
-"""A pytest plugin: vLLM's own tests of its tiers, run against :class:`DiskTierManager` in their place.
+"""A pytest plugin: vLLM's own tests of its tiers and of its policy of eviction, run against ours in their place.
 
 ``pytest -p vllm_own_tests VLLM/tests/v1/kv_offload/tiering/test_fs_tier.py`` puts our class where those modules name
 theirs. Left out, with the reason, is what looks into the other implementation: its files, its queues, its C extension.
@@ -20,9 +20,11 @@ from vllm.v1.kv_offload.config import (
     OffloadingModelConfig,
     OffloadingParallelConfig,
 )
+from vllm.v1.kv_offload.cpu.policies.factory import CachePolicyFactory
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 
 from infer_accel.integrations.vllm import DiskTierManager
+from infer_accel.integrations.vllm_offloading import LinkedLruPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +46,9 @@ LEFT_OUT = {
     "test_transient_load_failure_leaves_file": FILE,
     "test_mixed_job_results_emit_event_only_for_successful_job": INNER,
     "test_partially_failed_store_emits_no_event": INNER,
+    # Of the policy of eviction: they look into its heap.
+    "test_lru_repeated_pin_cycles_compact_lazy_heap_entries": INNER,
+    "test_touch_propagates_to_all_tiers": INNER,
     # Of the example tier.
     "test_basic_store_and_lookup": INNER,
     "test_ref_cnt_protection_during_cascade": INNER,
@@ -154,8 +159,11 @@ def lookup_and_wait(tier: DiskTierManager, keys: Sequence[Any], ctx: Any = None,
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     SecondaryTierFactory._registry["fs"] = lambda: FsTier
+    CachePolicyFactory._registry["lru"] = lambda: LinkedLruPolicy
     for item in items:
         module = getattr(item, "module", SimpleNamespace())
+        if hasattr(module, "LRUCachePolicy"):
+            module.LRUCachePolicy = LinkedLruPolicy
         if hasattr(module, "FileSystemTierManager"):
             module.FileSystemTierManager = FsTier
             module.lookup_and_wait = lookup_and_wait

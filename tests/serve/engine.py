@@ -106,19 +106,6 @@ class Engine:
             "seconds": seconds,
         }
 
-    def memory(self) -> int:
-        """Return the bytes of this process that are in memory now."""
-        status = Path("/proc/self/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) << 10
-
-    def limit(self, largest: int) -> None:
-        """Let no file become larger: for who writes it, the disk is full."""
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
     def reset(self) -> bool:
         """Have vLLM forget its prefix cache."""
         return bool(self.llm.reset_prefix_cache())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,16 +25,19 @@ sizes = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_at
 if name == "Gemma3TextConfig":
     sizes["layer_types"] = ["sliding_attention", "full_attention"] * 2
 torch.manual_seed(0)
-config = getattr(transformers, name)(**sizes)
+config = getattr(transformers, name)(**(sizes | given["sizes"]))
 config.architectures = given.pop("architectures")
 transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 """
 
 
-def make_tiny(config: str, given: dict[str, Any], folder: Path) -> str:
-    """Return the directory of a new model of four layers."""
-    made = json.dumps([config, given, str(folder)])
+def make_tiny(config: str, given: dict[str, Any], folder: Path, *, with_text: bool = False) -> str:
+    """Return the directory of a new model of four layers; with SmolLM2's tokenizer, where it is to have one."""
+    sizes = {"vocab_size": 49_152} if with_text else {}
+    made = json.dumps([config, given | {"sizes": sizes}, str(folder)])
     subprocess.run([sys.executable, "-c", MAKE, made], check=True, capture_output=True, timeout=300)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja") if with_text else ():
+        shutil.copy(Path(model()) / file, folder)
     return str(folder)
 
 

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::{
-    DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
-    TruncationDirection, TruncationParams, TruncationStrategy,
+    DecoderWrapper, Model, NormalizerWrapper, PostProcessor, PostProcessorWrapper, PreTokenizerWrapper,
+    TokenizerImpl, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
 use crate::error::{Result, TokenizeError};
-use crate::limits::{Side, Strategy, Truncation};
+use crate::limits::{Limits, Side, Strategy, Truncation};
+use crate::locality;
 use crate::offsets::Located;
 use crate::sentencepiece::SentencePiecePipeline;
 use crate::spacing::Spacing;
@@ -32,7 +33,7 @@ pub(crate) struct FallbackParts<'f> {
     pub(crate) post_processor: Option<Value>,
     pub(crate) decoder: Option<Value>,
     pub(crate) added_tokens: Vec<AddedToken>,
-    pub(crate) truncation: Option<Truncation>,
+    pub(crate) limits: &'f Limits,
 }
 
 type Variant =
@@ -48,6 +49,8 @@ pub(crate) struct LibraryPipeline {
     matcher: Matcher,
     /// Whether the decoder puts tokens that stand for bytes together to characters.
     joins_bytes: bool,
+    /// Whether a few ids decode to what they stand for among all.
+    is_local: bool,
 }
 
 /// A pipeline that encodes a text as a whole.
@@ -82,6 +85,14 @@ impl FallbackPipeline {
         match self {
             Self::Library(library) => library.joins_bytes,
             Self::Model(_) => false,
+        }
+    }
+
+    /// Whether a few ids decode to what they stand for among all; where not, a stream must wait for the last one.
+    pub(crate) fn is_local(&self) -> bool {
+        match self {
+            Self::Library(library) => library.is_local,
+            Self::Model(_) => true,
         }
     }
 
@@ -148,12 +159,14 @@ impl LibraryPipeline {
         let model: ModelWrapper = serde_json::from_str(parts.model)
             .map_err(|error| TokenizeError::malformed(format!("tokenizer.json: model: {error}")))?;
         let mut parsing = Variant::new(SharedModel(Arc::new(model)));
+        parts.normalizer.as_ref().map_or(Ok(()), refuse_empty_prefixes)?;
         let normalizer: Option<NormalizerWrapper> = section("normalizer", parts.normalizer)?;
         parsing.with_normalizer(normalizer).map_err(malformed)?;
         let pre_tokenizer: Option<PreTokenizerWrapper> = section("pre_tokenizer", parts.pre_tokenizer)?;
         let post_processor: Option<PostProcessorWrapper> = section("post_processor", parts.post_processor)?;
         let joins_bytes =
             parts.decoder.as_ref().is_some_and(|decoder| decoder.to_string().contains("\"ByteFallback\""));
+        let is_local = locality::is_local(parts.decoder.as_ref());
         let decoder: Option<DecoderWrapper> = section("decoder", parts.decoder)?;
         parsing.with_pre_tokenizer(pre_tokenizer).with_post_processor(post_processor).with_decoder(decoder);
         let added = parts.added_tokens;
@@ -162,7 +175,11 @@ impl LibraryPipeline {
         parsing.add_tokens(added.iter().map(declared)).map_err(malformed)?;
         let vocabulary = vocabulary(&parsing)?;
         let plain = without_parsing(&parsing);
-        let truncating = match &parts.truncation {
+        // The library subtracts without looking, and then truncates to whatever that gives.
+        parts
+            .limits
+            .check(parsing.get_post_processor().map_or(0, |processor| processor.added_tokens(false)))?;
+        let truncating = match &parts.limits.truncation {
             None => None,
             Some(truncation) => {
                 let mut truncating = parsing.clone();
@@ -171,7 +188,7 @@ impl LibraryPipeline {
                 Some([truncating, plain])
             }
         };
-        Ok((Self { parsing, plain, truncating, matcher, joins_bytes }, vocabulary))
+        Ok((Self { parsing, plain, truncating, matcher, joins_bytes, is_local }, vocabulary))
     }
 
     fn variant(&self, parse_special: bool, truncate: bool) -> &Variant {
@@ -220,6 +237,19 @@ impl LibraryPipeline {
     fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         guarded(|| self.parsing.decode(ids, skip_special_tokens))?.map_err(failed)
     }
+}
+
+/// Refuses a normalizer that puts nothing before a text: the library moves its offsets over it, panics over some texts
+/// and gives wrong ids for others.
+fn refuse_empty_prefixes(normalizer: &Value) -> Result<()> {
+    let is = |name: &str, value: &str| normalizer.get(name).and_then(Value::as_str) == Some(value);
+    if is("type", "Prepend") && is("prepend", "") {
+        return Err(TokenizeError::malformed(
+            "tokenizer.json: normalizer: Prepend has nothing to put before a text; remove it",
+        ));
+    }
+    let steps = normalizer.get("normalizers").and_then(Value::as_array);
+    steps.into_iter().flatten().try_for_each(refuse_empty_prefixes)
 }
 
 /// Runs what may panic. Nothing that it touches is left half-changed: the variants are immutable, and the caches of

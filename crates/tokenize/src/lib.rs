@@ -28,6 +28,7 @@ mod hot;
 mod kernels;
 mod limits;
 mod load;
+mod locality;
 mod native;
 mod offsets;
 pub mod pretokenize;

@@ -19,7 +19,8 @@ const ALLOWANCE: usize = 16;
 ///
 /// Text comes out as soon as no later id can change it: a character that a token ends inside is held back until it
 /// is whole. A byte-level step is O(bytes of the token). Where the `tokenizers` crate decodes, a step decodes a
-/// window of the last few ids; the work of all steps together is linear in their number, whatever comes.
+/// window of the last few ids; the work of all steps together is linear in their number, whatever comes. Decoders whose
+/// last step may change text far back (no published model has one) show everything at the end.
 pub struct StreamDecoder {
     tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,
@@ -61,7 +62,8 @@ impl StreamDecoder {
         Self { tokenizer, skip_special_tokens, invalid, pending, window, joining }
     }
 
-    /// This stream as it goes on after these ids, whose own text is not returned. O(1): only the last few matter.
+    /// This stream as it goes on after these ids, whose own text is not returned. O(1), since only the last few
+    /// matter, but for the decoders that show everything at the end.
     ///
     /// # Errors
     /// As for [`StreamDecoder::step`].
@@ -71,8 +73,11 @@ impl StreamDecoder {
                 spacing.joining_after(&self.tokenizer.vocabulary, ids, self.skip_special_tokens)?;
             return Ok(self);
         }
-        let context = ids.get(ids.len().saturating_sub(CONTEXT)..).unwrap_or(ids);
-        if let Pipeline::Fallback(_) = self.tokenizer.pipeline {
+        let mut context = ids.get(ids.len().saturating_sub(CONTEXT)..).unwrap_or(ids);
+        if let Pipeline::Fallback(pipeline) = &self.tokenizer.pipeline {
+            if !pipeline.is_local() {
+                context = ids;
+            }
             for &id in context {
                 self.tokenizer.vocabulary.bytes(id)?;
             }
@@ -150,7 +155,8 @@ impl StreamDecoder {
         self.window.in_run = self.is_in_run(id);
         self.window.ids.push(id);
         self.window.steps += 1;
-        if !self.window.in_run {
+        let waits = matches!(&self.tokenizer.pipeline, Pipeline::Fallback(pipeline) if !pipeline.is_local());
+        if !self.window.in_run && !waits {
             self.show(text);
         }
     }

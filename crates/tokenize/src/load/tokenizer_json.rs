@@ -294,7 +294,7 @@ fn fallback(model: &str, sections: Sections<'_>, limits: Limits) -> Result<Token
         post_processor: sections.post_processor,
         decoder: sections.decoder,
         added_tokens: sections.added_tokens.unwrap_or_default(),
-        truncation: limits.truncation.clone(),
+        limits: &limits,
     };
     let (pipeline, vocabulary) = FallbackPipeline::new(parts)?;
     Ok(Tokenizer::new(Pipeline::Fallback(Box::new(pipeline)), vocabulary, limits, None))

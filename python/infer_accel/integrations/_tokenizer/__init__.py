@@ -1,0 +1,1 @@
+"""The parts of :mod:`infer_accel.integrations.transformers_tokenizer`."""
