@@ -1,4 +1,4 @@
-"""A collector of Prometheus for everything that has statistics: pools, managers, tiers.
+"""A collector of Prometheus for everything that has statistics: pools, managers, tiers, caches, stores.
 
 Needs ``prometheus_client``: ``pip install 'infer-accel[prometheus]'``.
 """
@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib.resources import files
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from infer_accel.errors import ArgumentError
+from infer_accel.errors import ArgumentError, InferAccelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from prometheus_client import Metric
 
-__all__ = ["StatsCollector", "StatsSource"]
+__all__ = ["StatsCollector", "StatsSource", "dashboard"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -26,18 +27,25 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 class StatsSource(Protocol):
     """An object with statistics: a :class:`~infer_accel.kvcache.BlockPool`, for one."""
 
+    @property
     def stats(self) -> object:
-        """Return a dataclass of numbers; ``COUNTERS`` of its class names those that only grow."""
+        """A dataclass of numbers, or a method that returns one; its ``COUNTERS`` name those that only grow."""
+        ...
 
 
 class StatsCollector:
     """Exposes the statistics of several objects, read when Prometheus asks.
 
+    An object that cannot tell, such as a tier that was closed, has no metrics but
+    ``infer_accel_source_readable{source="…"} 0``; the others have theirs.
+
     Parameters
     ----------
     sources
         The objects, by the name that stands in their metrics: ``{"kv_pool": pool}`` gives
-        ``infer_accel_kv_pool_free_blocks`` and ``infer_accel_kv_pool_evictions_total``.
+        ``infer_accel_kv_pool_free_blocks`` and ``infer_accel_kv_pool_evictions_total``. The dashboard that comes with
+        the package knows the names kv_pool, kv_manager, kv_cache, kv_disk, kv_shared, kv_connector, lora_store and
+        prompt_cache.
     labels
         Names and values that every metric carries, such as ``{"engine": "0"}``.
 
@@ -52,8 +60,10 @@ class StatsCollector:
     >>> from infer_accel.kvcache import BlockPool
     >>> registry = CollectorRegistry()
     >>> registry.register(StatsCollector({"kv_pool": BlockPool(8)}))
-    >>> print(generate_latest(registry).decode().splitlines()[2])
-    infer_accel_kv_pool_num_blocks 8.0
+    >>> registry.get_sample_value("infer_accel_kv_pool_num_blocks")
+    8
+    >>> "infer_accel_kv_pool_evictions_total 0.0" in generate_latest(registry).decode()
+    True
     """
 
     def __init__(
@@ -69,15 +79,42 @@ class StatsCollector:
     def collect(self) -> Iterator[Metric]:
         """Yield a metric for each number of each object."""
         names, values = list(self._labels), list(self._labels.values())
+        readable = GaugeMetricFamily(
+            "infer_accel_source_readable",
+            "whether a source could tell its numbers",
+            labels=[*names, "source"],
+        )
         for source, target in self._sources.items():
-            stats = target.stats()
-            counters: frozenset[str] = getattr(type(stats), "COUNTERS", frozenset())
-            for field in dataclasses.fields(stats):  # type: ignore[arg-type]
-                value = getattr(stats, field.name)
-                if not isinstance(value, int | float):
-                    continue
-                name = f"infer_accel_{source}_{field.name}"
-                family = CounterMetricFamily if field.name in counters else GaugeMetricFamily
-                metric = family(name, f"{field.name.replace('_', ' ')} of {source}", labels=names)
-                metric.add_metric(values, value)
-                yield metric
+            try:
+                found = target.stats
+                stats = found() if callable(found) else found
+            except InferAccelError:
+                readable.add_metric([*values, source], 0)
+                continue
+            readable.add_metric([*values, source], 1)
+            yield from self._metrics(source, stats)
+        yield readable
+
+    def _metrics(self, source: str, stats: object) -> Iterator[Metric]:
+        counters: frozenset[str] = getattr(type(stats), "COUNTERS", frozenset())
+        for field in dataclasses.fields(stats):  # type: ignore[arg-type]
+            value = getattr(stats, field.name)
+            if not isinstance(value, int | float):
+                continue
+            name = f"infer_accel_{source}_{field.name}"
+            family = CounterMetricFamily if field.name in counters else GaugeMetricFamily
+            metric = family(name, f"{field.name.replace('_', ' ')} of {source}", labels=list(self._labels))
+            metric.add_metric(list(self._labels.values()), value)
+            yield metric
+
+
+def dashboard() -> str:
+    """Return a dashboard for Grafana, as JSON to import there: a panel for each thing that one wants to see.
+
+    Examples
+    --------
+    >>> import json
+    >>> json.loads(dashboard())["title"]
+    'infer-accel'
+    """
+    return files("infer_accel.integrations").joinpath("grafana_dashboard.json").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from infer_accel import _backend
 from infer_accel.lora._adapter import Adapter
@@ -71,6 +71,9 @@ class StoreStats:
     loads, swaps, evictions, hits, misses : int
         Loads; those that replaced an adapter; adapters that went; calls of ``get`` that found theirs or did not.
     """
+
+    #: The fields that only ever grow.
+    COUNTERS: ClassVar[frozenset[str]] = frozenset({"loads", "swaps", "evictions", "hits", "misses"})
 
     capacity_bytes: int
     used_bytes: int

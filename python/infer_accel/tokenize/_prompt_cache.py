@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from infer_accel import _backend
 
@@ -41,6 +41,9 @@ class PromptCacheStats:
     >>> stats.hit_rate
     0.75
     """
+
+    #: The fields that only ever grow.
+    COUNTERS: ClassVar[frozenset[str]] = frozenset({"reused_bytes", "encoded_bytes", "evictions"})
 
     entries: int
     bytes: int
