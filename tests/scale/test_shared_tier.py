@@ -103,6 +103,13 @@ def test_more_than_one_call_takes(open_shared: Open) -> None:
     assert (np.roll(out, 5, axis=0) == content).all()
 
 
+def test_without_deadlines(open_shared: Open) -> None:
+    tier = open_shared(deadline=None, write_deadline=None)
+    assert tier.store([key(1), key(2)], pages([1, 2])) == 2
+    assert found_in(tier, [1, 2, 3]) == [True, True, False]
+    assert tier.contains([key(1), key(3)]).tolist() == [True, False]
+
+
 @pytest.mark.parametrize(("call", "error", "code"), BAD_CALLS)
 def test_bad_calls(open_shared: Open, call: Any, error: type[errors.InferAccelError], code: str) -> None:
     with pytest.raises(error) as caught:

@@ -115,12 +115,10 @@ class RedisTier(SharedTier):
         if expire_seconds is not None and expire_seconds < 1:
             message = f"expire_seconds={expire_seconds} came; pass 1 or more, or None"
             raise ArgumentError(message, code="argument.deadline")
-        silence = min(_LONGEST_SILENCE, *(value for value in (deadline, write_deadline) if value is not None))
+        silences = [value for value in (deadline, write_deadline) if value is not None] or [_LONGEST_SILENCE]
         settings: dict[str, object] = {
-            "socket_connect_timeout": silence,
-            "socket_timeout": max(
-                (value for value in (deadline, write_deadline) if value is not None), default=_LONGEST_SILENCE
-            ),
+            "socket_connect_timeout": min(silences),
+            "socket_timeout": max(silences),
             "max_connections": threads,
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
