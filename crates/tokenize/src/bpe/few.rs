@@ -1,6 +1,6 @@
 //! Merging one short span, a merge at a time, so that several spans can take turns while memory answers.
 
-use super::long::Placed;
+use super::join::Placed;
 use super::merge::Model;
 use super::next_merge::{LANES, NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES, least, merge_at};
 use super::pairs::Pairs;

@@ -1,7 +1,7 @@
 //! What some bytes became, so that the same again is not merged again.
 
+use super::join::Placed;
 use super::key::mix;
-use super::long::Placed;
 
 /// As many as a repeated text has different pieces, for short periods.
 const PLACES: usize = 16;

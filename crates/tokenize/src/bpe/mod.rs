@@ -3,6 +3,7 @@
 pub(crate) mod ahead;
 mod encoder;
 mod few;
+mod join;
 pub(crate) mod key;
 mod long;
 mod memo;

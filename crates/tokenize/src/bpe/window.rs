@@ -3,7 +3,7 @@
 //! The merge that happens next is the least number of all; the least of each group of symbols is kept, so that a merge
 //! looks through the group that it changed and the leasts of the others.
 
-use super::long::Placed;
+use super::join::Placed;
 use super::next_merge::{NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES as GROUP, least, merge_at};
 use super::pairs::Pairs;
 use super::vocabulary::Vocabulary;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from infer_accel.bench.harness import Case, Contender, cost
@@ -52,10 +53,15 @@ _UNITS = (
 )
 
 
-def texts() -> list[str]:
-    """Return texts of 100 KB: one unit again and again, one long word, characters from everywhere."""
-    repeated = [unit * (_BYTES // len(unit.encode())) for unit in _UNITS]
-    generator = random.Random(1)  # noqa: S311 - the same texts at every run
+@cache
+def texts(number: int) -> list[str]:
+    """Return texts of 100 KB: one unit again and again, one long word, characters from everywhere.
+
+    No two numbers have a text in common: whoever means harm sends something new each time, and a contender that keeps
+    what it met would otherwise show how fast it finds it again.
+    """
+    repeated = [(unit * (_BYTES // len(unit.encode())))[number:] for unit in _UNITS]
+    generator = random.Random(number)  # noqa: S311 - the same texts at every run
     alphabets = [
         [chr(code) for code in range(ord("a"), ord("z") + 1)],
         [chr(code) for code in range(0x20, 0x7F)],
@@ -68,15 +74,18 @@ def texts() -> list[str]:
 
 def case(name: str, entrants: Field) -> Case:
     """Time each text alone; the row is the slowest one of each contender, which need not be the same."""
-    inputs = texts()
-    expected = [entrants.oracle(text) for text in inputs]
+    oracle = cache(lambda number: [entrants.oracle(text) for text in texts(number)])
 
     def make(way: Way, call: Callable[[Any], Any]) -> Contender:
-        slowest = [0.0]
+        number, slowest = [0], [0.0]
+
+        def renew() -> None:
+            number[0] += 1
+            texts(number[0])
 
         def run() -> list[Any]:
             results, slowest[0] = [], 0.0
-            for text in inputs:
+            for text in texts(number[0]):
                 start = time.perf_counter()
                 result = call(text)
                 slowest[0] = max(slowest[0], time.perf_counter() - start)
@@ -84,13 +93,13 @@ def case(name: str, entrants: Field) -> Case:
             return results
 
         def check(results: Any) -> None:  # noqa: ANN401 - a list of what each contender returns
-            for text, result, ids in zip(inputs, results, expected, strict=True):
+            for text, result, ids in zip(texts(number[0]), results, oracle(number[0]), strict=True):
                 try:
                     shapes.check_ids(result, ids)
                 except AssertionError as error:
                     raise AssertionError(f"{error}: {text[:8]!r} …") from error
 
-        return Contender(way.name, run, check=check, meter=lambda: slowest[0])
+        return Contender(way.name, run, check=check, prepare=renew, meter=lambda: slowest[0])
 
     contender, peers = shapes.contenders("encode_list", entrants, make)
     return Case(f"the worst 100 KB to a list, {name}", cost("ms", 1e-3), 1, contender, peers)
