@@ -12,6 +12,7 @@ use std::sync::{Mutex, TryLockError};
 
 use crate::bpe::ahead::Ahead;
 use crate::bpe::key::{Key, SHORT, mix};
+use crate::bpe::together::Gathered;
 use crate::bpe::{Bpe, Scratch};
 use crate::hot::HotTable;
 use crate::kernels::{HELD, Table, prefetch};
@@ -104,6 +105,7 @@ pub(crate) struct Worker {
     pub(crate) scratch: Scratch,
     pub(crate) ahead: Ahead,
     pub(crate) starts: Starts,
+    pub(crate) gathered: Gathered,
     reserved: usize,
 }
 
@@ -124,7 +126,14 @@ impl Worker {
             long: vec![no_entry; LONG_ENTRIES >> smaller].into_boxed_slice(),
             side: Side::new(SIDE_IDS >> smaller),
         };
-        Self { tables, scratch: Scratch::default(), ahead: Ahead::default(), starts: Starts::new(), reserved }
+        Self {
+            tables,
+            scratch: Scratch::default(),
+            ahead: Ahead::default(),
+            starts: Starts::new(),
+            gathered: Gathered::default(),
+            reserved,
+        }
     }
 
     /// Appends the ids of one span, which has this key.

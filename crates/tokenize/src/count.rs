@@ -72,12 +72,11 @@ impl Tokenizer {
             threads,
             stop,
             |_, texts: &[&str], counts: &mut [usize]| {
+                if !truncation || (self.limits.truncation.is_none() && self.limits.padding.is_none()) {
+                    return self.count_together(texts, options, counts);
+                }
                 for (text, count) in texts.iter().zip(counts) {
-                    *count = if truncation {
-                        self.count_encoded(text, options)?
-                    } else {
-                        self.count(text, options)?
-                    };
+                    *count = self.count_encoded(text, options)?;
                 }
                 Ok(())
             },

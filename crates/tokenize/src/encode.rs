@@ -40,7 +40,13 @@ impl Tokenizer {
         self.finish(outcome, start, ids)
     }
 
-    fn encode_unpadded(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()> {
+    /// As [`Tokenizer::encode_into`], without the file's padding; on an error something may have been appended.
+    pub(crate) fn encode_unpadded(
+        &self,
+        text: &str,
+        options: EncodeOptions,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
         let EncodeOptions { add_special_tokens, parse_special } = options;
         match &self.pipeline {
             Pipeline::Native(pipeline) => self.framed(pipeline, add_special_tokens, ids, |ids| {
@@ -129,14 +135,7 @@ impl Tokenizer {
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
         let buffers = Buffers::new(bytes / BYTES_PER_ID / threads.clamp(1, texts.len().max(1)));
         let encode = |first: usize, texts: &[&str], lengths: &mut [usize]| {
-            buffers.with(first, |ids: &mut Vec<u32>| {
-                for (text, length) in texts.iter().zip(lengths) {
-                    let start = ids.len();
-                    self.encode_unpadded(text, options, ids)?;
-                    *length = ids.len() - start;
-                }
-                Ok(())
-            })
+            buffers.with(first, |ids: &mut Vec<u32>| self.encode_together(texts, options, ids, lengths))
         };
         let lengths = in_tasks(texts, |text| text.len(), threads, stop, encode)?;
         let batch = TokenBatch { ids: buffers.join(), offsets: offsets(&lengths) };

@@ -41,6 +41,7 @@ mod spacing;
 mod special;
 mod stream;
 mod tasks;
+mod together;
 mod tokenizer;
 mod vocabulary;
 

@@ -163,6 +163,15 @@ impl NativePipeline {
         self.normalization
     }
 
+    /// Whether every byte of a text has a token, so that none is left out.
+    pub(crate) fn keeps_all(&self) -> bool {
+        self.left_out.is_none()
+    }
+
+    pub(crate) fn encoder(&self) -> &BytePairEncoder {
+        &self.encoder
+    }
+
     /// The bytes to leave out, if this text has any.
     fn left_out_of(&self, text: &str) -> Option<&[bool; 256]> {
         let left_out = self.left_out.as_deref()?;
@@ -218,7 +227,7 @@ impl NativePipeline {
     }
 
     /// Whether the encoder gets the text as it came, whatever it holds.
-    fn is_direct(&self, parse_special: bool) -> bool {
+    pub(crate) fn is_direct(&self, parse_special: bool) -> bool {
         self.normalization == Normalization::None
             && !self.prefix_space
             && self.exact.is_idle(parse_special)
@@ -226,7 +235,7 @@ impl NativePipeline {
     }
 
     /// Calls `visit` with the pieces of the text in order, until it answers `false` or fails.
-    fn for_each_piece(
+    pub(crate) fn for_each_piece(
         &self,
         text: &str,
         reading: Reading,

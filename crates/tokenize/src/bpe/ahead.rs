@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use super::key::{Key, NO_KEY};
+use super::token_table::TokenTable;
 use super::{ABREAST, Bpe, FEW, Scratch};
 use crate::cache::{Encoded, Tables};
-use crate::kernels::{HELD, PART, append_held, look};
+use crate::kernels::{HELD, PART, Work, append_held, look, with_best_tier};
 
 /// Parts of a batch.
 const PARTS: usize = 5;
@@ -19,12 +20,12 @@ pub(crate) struct Ahead {
     /// What the hot table has for each span of a part.
     values: [u32; PART],
     /// The ids of each span; what lies beyond their number means nothing. Of a long span the first two say where its ids lie
-    /// in `spilled`.
+    /// in `spilled`, or would if they were wanted.
     ids: [[u32; HELD]; SPANS],
     /// How many of them; 0 for a long span.
     counts: [u8; SPANS],
     spans: usize,
-    /// Spans of more ids than an entry holds, a bit each.
+    /// Spans of more ids than an entry holds, or where they are only counted, than `counts` does; a bit each.
     long: [u64; PARTS],
     spilled: Vec<u32>,
     /// Spans that no table knows.
@@ -68,18 +69,14 @@ pub(crate) fn parts(bounds: &[usize], spans: usize) -> impl Iterator<Item = &[us
 
 impl Ahead {
     /// Looks up the spans between `bounds`, of which there are at most [`SPANS`], and returns how many ids they have.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn look_up<const IDS: bool>(
         &mut self,
         sources: &mut Sources<'_>,
         text: &[u8],
         bounds: &[usize],
     ) -> usize {
-        self.spans = 0;
-        let mut count = 0;
-        for part in parts(bounds, PART) {
-            count += self.look_up_part::<IDS>(sources, text, part);
-        }
+        let count = with_best_tier(LookUp::<IDS> { ahead: self, sources, text, bounds });
         if self.pending.is_empty() { count } else { count + self.settle::<IDS>(sources, text) }
     }
 
@@ -111,9 +108,7 @@ impl Ahead {
                 unknown |= 1 << place;
             }
         }
-        if IDS {
-            self.take_single(first);
-        }
+        self.take_held::<IDS>(first);
         for place in places(looked.several) {
             tables.prefetch(self.keys[place]);
         }
@@ -131,14 +126,22 @@ impl Ahead {
         count
     }
 
-    /// Takes the first id of each span of the part that begins at `first`: most have no other.
+    /// Takes what the values say of the part that begins at `first`: with the ids, that each span has a single one, as
+    /// most have.
     #[inline(always)]
-    fn take_single(&mut self, first: usize) {
+    fn take_held<const IDS: bool>(&mut self, first: usize) {
         let part = first..self.spans;
-        if let (Some(ids), Some(counts)) = (self.ids.get_mut(part.clone()), self.counts.get_mut(part)) {
+        let (Some(ids), Some(counts)) = (self.ids.get_mut(part.clone()), self.counts.get_mut(part)) else {
+            return;
+        };
+        if IDS {
             counts.fill(1);
             for (ids, value) in ids.iter_mut().zip(&self.values) {
                 ids[0] = value & Encoded::ID;
+            }
+        } else {
+            for (count, value) in counts.iter_mut().zip(&self.values) {
+                *count = (value >> 24) as u8;
             }
         }
     }
@@ -148,25 +151,33 @@ impl Ahead {
     fn keep<const IDS: bool>(&mut self, tables: &Tables, place: usize, encoded: Encoded) -> Option<usize> {
         let count = encoded.count();
         if IDS && count > HELD {
-            self.spill(place, tables.list(encoded)?);
-        } else if IDS {
-            *self.ids.get_mut(place)? = encoded.held();
-            *self.counts.get_mut(place)? = count as u8;
+            self.keep_list::<IDS>(place, tables.list(encoded)?);
+            return Some(count);
         }
+        if IDS {
+            *self.ids.get_mut(place)? = encoded.held();
+        }
+        *self.counts.get_mut(place)? = count as u8;
         Some(count)
     }
 
     /// Keeps the ids of a span.
-    fn spill(&mut self, place: usize, ids: &[u32]) {
+    fn keep_list<const IDS: bool>(&mut self, place: usize, ids: &[u32]) {
         let (Some(slot), Some(count)) = (self.ids.get_mut(place), self.counts.get_mut(place)) else { return };
-        if let Some(room) = slot.get_mut(..ids.len()) {
+        if !IDS && let Ok(short) = u8::try_from(ids.len()) {
+            *count = short;
+            return;
+        }
+        if IDS && let Some(room) = slot.get_mut(..ids.len()) {
             room.copy_from_slice(ids);
             *count = ids.len() as u8;
             return;
         }
         let start = self.spilled.len();
-        self.spilled.extend_from_slice(ids);
-        *slot = [start as u32, self.spilled.len() as u32, 0, 0];
+        if IDS {
+            self.spilled.extend_from_slice(ids);
+        }
+        *slot = [start as u32, (start + ids.len()) as u32, 0, 0];
         *count = 0;
         self.long[place / PART] |= 1 << (place % PART);
     }
@@ -191,7 +202,10 @@ impl Ahead {
                 count += known;
                 continue;
             }
-            if bytes.len() <= FEW && bpe.whole(bytes).is_none() {
+            // Of a short span the table of tokens has said so before.
+            let merges =
+                bytes.len() <= TokenTable::LONGEST || bytes.len() <= FEW && bpe.whole(bytes).is_none();
+            if merges {
                 if let Some(slot) = merging.get_mut(waiting) {
                     *slot = span.clone();
                     waiting += 1;
@@ -206,9 +220,7 @@ impl Ahead {
             bpe.encode_span(bytes, scratch, &mut alone);
             tables.remember(bytes, span.key, &alone);
             count += alone.len();
-            if IDS {
-                self.spill(span.place, &alone);
-            }
+            self.keep_list::<IDS>(span.place, &alone);
         }
         count += self.merge::<IDS>(sources, text, merging.get(..waiting).unwrap_or_default());
         self.pending = pending;
@@ -225,28 +237,66 @@ impl Ahead {
             let Some(span) = spans.get(index) else { return };
             tables.remember(bytes_of(span), span.key, ids);
             count += ids.len();
-            if IDS {
-                self.spill(span.place, ids);
-            }
+            self.keep_list::<IDS>(span.place, ids);
         });
         count
     }
 
-    /// Appends the ids of the batch that was looked up last.
+    /// How many spans were looked up last.
     #[inline(always)]
-    pub(crate) fn append_ids(&mut self, out: &mut Vec<u32>) {
-        let mut first = 0;
-        for part in 0..PARTS {
-            for place in places(std::mem::take(&mut self.long[part])) {
-                let place = part * PART + place;
-                self.append_held(first..place, out);
-                let [start, end, ..] = self.ids.get(place).copied().unwrap_or_default();
-                out.extend_from_slice(self.spilled.get(start as usize..end as usize).unwrap_or_default());
-                first = place + 1;
-            }
+    pub(crate) fn spans(&self) -> Range<usize> {
+        0..self.spans
+    }
+
+    /// How many ids some of the spans have that were looked up last.
+    #[inline]
+    pub(crate) fn count_of(&self, spans: Range<usize>) -> usize {
+        let counts = self.counts.get(spans.clone()).unwrap_or_default();
+        let short: u32 = counts.iter().map(|count| u32::from(*count)).sum();
+        let long = if self.has_long() { self.count_of_long(spans) } else { 0 };
+        short as usize + long
+    }
+
+    #[cold]
+    fn count_of_long(&self, spans: Range<usize>) -> usize {
+        let counts = self.long_of(spans).map(|place| {
+            let [start, end, ..] = self.ids.get(place).copied().unwrap_or_default();
+            end.saturating_sub(start) as usize
+        });
+        counts.sum()
+    }
+
+    /// Appends the ids of some of the spans that were looked up last, with their ids.
+    #[inline]
+    pub(crate) fn append_ids(&self, spans: Range<usize>, out: &mut Vec<u32>) {
+        if self.has_long() {
+            return self.append_all(spans, out);
         }
-        self.spilled.clear();
-        self.append_held(first..self.spans, out);
+        with_best_tier(AppendHeld { ahead: self, spans, out });
+    }
+
+    #[cold]
+    fn append_all(&self, spans: Range<usize>, out: &mut Vec<u32>) {
+        let mut first = spans.start;
+        for place in self.long_of(spans.clone()) {
+            self.append_held(first..place, out);
+            let [start, end, ..] = self.ids.get(place).copied().unwrap_or_default();
+            out.extend_from_slice(self.spilled.get(start as usize..end as usize).unwrap_or_default());
+            first = place + 1;
+        }
+        self.append_held(first..spans.end, out);
+    }
+
+    #[inline(always)]
+    fn has_long(&self) -> bool {
+        self.long.iter().fold(0, |all, bits| all | bits) != 0
+    }
+
+    /// Those of the spans whose ids do not stand with the others.
+    fn long_of(&self, spans: Range<usize>) -> impl Iterator<Item = usize> {
+        let all = self.long.iter().enumerate();
+        let all = all.flat_map(|(part, bits)| places(*bits).map(move |place| part * PART + place));
+        all.filter(move |place| spans.contains(place))
     }
 
     #[inline(always)]
@@ -255,6 +305,47 @@ impl Ahead {
         if let (Some(ids), Some(counts)) = held {
             append_held(ids, counts, out);
         }
+    }
+}
+
+/// See [`Ahead::look_up`]; what no table knows is left pending.
+struct LookUp<'l, 'w, const IDS: bool> {
+    ahead: &'l mut Ahead,
+    sources: &'l mut Sources<'w>,
+    text: &'l [u8],
+    bounds: &'l [usize],
+}
+
+impl<const IDS: bool> Work for LookUp<'_, '_, IDS> {
+    type Outcome = usize;
+
+    #[inline(always)]
+    fn run(self) -> usize {
+        let Self { ahead, sources, text, bounds } = self;
+        ahead.spans = 0;
+        ahead.long = [0; PARTS];
+        ahead.spilled.clear();
+        let mut count = 0;
+        for part in parts(bounds, PART) {
+            count += ahead.look_up_part::<IDS>(sources, text, part);
+        }
+        count
+    }
+}
+
+/// See [`Ahead::append_ids`], where no span has more ids than an entry holds.
+struct AppendHeld<'a> {
+    ahead: &'a Ahead,
+    spans: Range<usize>,
+    out: &'a mut Vec<u32>,
+}
+
+impl Work for AppendHeld<'_> {
+    type Outcome = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.ahead.append_held(self.spans, self.out);
     }
 }
 

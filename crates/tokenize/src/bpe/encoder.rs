@@ -7,7 +7,6 @@ use super::key::key_at;
 use super::{Bpe, BpeParts};
 use crate::cache::{Pool, Worker};
 use crate::error::TokenizeError;
-use crate::kernels::with_best_tier;
 use crate::pretokenize::Pretokenizer;
 
 /// An id and the bytes of the text, from `start` to before `end`, that its token stands for.
@@ -21,9 +20,9 @@ pub struct TokenSpan {
 
 /// A pretokenizer and a byte-pair model, with a bounded cache. One instance serves any number of threads.
 pub struct BytePairEncoder {
-    pretokenizer: Pretokenizer,
-    bpe: Bpe,
-    pool: Pool,
+    pub(super) pretokenizer: Pretokenizer,
+    pub(super) bpe: Bpe,
+    pub(super) pool: Pool,
 }
 
 impl BytePairEncoder {
@@ -51,10 +50,8 @@ impl BytePairEncoder {
             let mut sources = Sources { tables, scratch, bpe: &self.bpe };
             self.pretokenizer.for_each_batch_in(starts, text, |text, bounds| {
                 for bounds in parts(bounds, SPANS) {
-                    with_best_tier(|| {
-                        ahead.look_up::<true>(&mut sources, text.as_bytes(), bounds);
-                        ahead.append_ids(out);
-                    });
+                    ahead.look_up::<true>(&mut sources, text.as_bytes(), bounds);
+                    ahead.append_ids(ahead.spans(), out);
                 }
                 ControlFlow::Continue(())
             })
@@ -77,7 +74,7 @@ impl BytePairEncoder {
             let mut sources = Sources { tables, scratch, bpe: &self.bpe };
             self.pretokenizer.for_each_batch_in(starts, text, |text, bounds| {
                 for bounds in parts(bounds, SPANS) {
-                    count += with_best_tier(|| ahead.look_up::<false>(&mut sources, text.as_bytes(), bounds));
+                    count += ahead.look_up::<false>(&mut sources, text.as_bytes(), bounds);
                 }
                 if count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })

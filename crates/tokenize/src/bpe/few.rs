@@ -6,7 +6,7 @@ use super::next_merge::{LANES, NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES, leas
 use super::pairs::Pairs;
 use super::symbols::Characters;
 use super::vocabulary::Vocabulary;
-use crate::kernels::with_best_tier;
+use crate::kernels::{Work, with_best_tier};
 
 /// The longest span in bytes: looking through all pairs for the next merge is faster than a heap. One bit each.
 pub(crate) const FEW: usize = PLACES;
@@ -75,11 +75,7 @@ impl Few {
 
     /// Does all merges.
     pub(super) fn finish(&mut self, pairs: &Pairs) {
-        with_best_tier(|| {
-            while self.merge(pairs) {
-                self.settle(pairs);
-            }
-        });
+        with_best_tier(Finish { few: self, pairs });
     }
 
     /// Does the next merge and asks for the memory that [`Self::settle`] reads; false if none is left.
@@ -172,6 +168,23 @@ impl Few {
             begins &= begins.wrapping_sub(1);
             self.ids.get(place).copied()
         })
+    }
+}
+
+/// See [`Few::finish`].
+struct Finish<'f> {
+    few: &'f mut Few,
+    pairs: &'f Pairs,
+}
+
+impl Work for Finish<'_> {
+    type Outcome = ();
+
+    #[inline(always)]
+    fn run(self) {
+        while self.few.merge(self.pairs) {
+            self.few.settle(self.pairs);
+        }
     }
 }
 

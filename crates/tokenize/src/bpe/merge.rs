@@ -8,7 +8,7 @@ use super::long::Pieces;
 use super::pairs::{NO_RANK, Pairs};
 use super::symbols::Characters;
 use super::vocabulary::Vocabulary;
-use crate::kernels::with_best_tier;
+use crate::kernels::{Work, with_best_tier};
 
 const NONE: u32 = u32::MAX;
 
@@ -66,26 +66,37 @@ pub(super) fn merge_abreast<'s>(
         count += 1;
     }
     let few = few.get_mut(..count).unwrap_or_default();
-    with_best_tier(|| take_turns(pairs, few));
+    with_best_tier(TakeTurns { pairs, few });
     for (place, few) in few.iter().enumerate() {
         emit(place, few);
     }
 }
 
-#[inline(always)]
-fn take_turns(pairs: &Pairs, few: &mut [Few]) {
-    let mut merging = 0_u32;
-    for (place, few) in few.iter_mut().enumerate() {
-        merging |= u32::from(few.merge(pairs)) << place;
-    }
-    while merging != 0 {
-        let mut turn = merging;
-        while turn != 0 {
-            let place = turn.trailing_zeros();
-            turn &= turn - 1;
-            if let Some(few) = few.get_mut(place as usize) {
-                few.settle(pairs);
-                merging ^= u32::from(!few.merge(pairs)) << place;
+/// Merges all of them, one merge each in turn.
+struct TakeTurns<'f> {
+    pairs: &'f Pairs,
+    few: &'f mut [Few],
+}
+
+impl Work for TakeTurns<'_> {
+    type Outcome = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { pairs, few } = self;
+        let mut merging = 0_u32;
+        for (place, few) in few.iter_mut().enumerate() {
+            merging |= u32::from(few.merge(pairs)) << place;
+        }
+        while merging != 0 {
+            let mut turn = merging;
+            while turn != 0 {
+                let place = turn.trailing_zeros();
+                turn &= turn - 1;
+                if let Some(few) = few.get_mut(place as usize) {
+                    few.settle(pairs);
+                    merging ^= u32::from(!few.merge(pairs)) << place;
+                }
             }
         }
     }

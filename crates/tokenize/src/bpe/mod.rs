@@ -12,6 +12,7 @@ mod next_merge;
 pub(crate) mod pair_table;
 mod pairs;
 mod symbols;
+pub(crate) mod together;
 pub(crate) mod token_table;
 mod vocabulary;
 mod window;

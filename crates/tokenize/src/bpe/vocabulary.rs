@@ -1,7 +1,8 @@
 //! The tokens of a byte-pair encoder, checked once: bytes → id.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use ahash::AHashMap;
 
 use super::key::{Key, NO_KEY, SHORT, key_of};
 use super::token_table::TokenTable;
@@ -19,7 +20,7 @@ pub(crate) struct Vocabulary {
     short: TokenTable,
     /// Longer ones that have a key: open addressing, empty slots have the default key, a power of two long.
     middling: Box<[Slot]>,
-    long: HashMap<Box<[u8]>, u32>,
+    long: AHashMap<Box<[u8]>, u32>,
     /// Id of each single byte.
     byte_ids: [u32; 256],
     /// Length of each token in bytes, by id; 0 where there is none.
@@ -49,7 +50,7 @@ impl Vocabulary {
         let mut vocabulary = Self {
             short: TokenTable::with_room(short),
             middling: vec![Slot { key: Key::default(), id: 0 }; slots].into_boxed_slice(),
-            long: HashMap::new(),
+            long: AHashMap::new(),
             byte_ids: [0; 256],
             lengths: vec![0; ids].into_boxed_slice(),
             confirmed: (0..ids.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),

@@ -2,11 +2,11 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m256i, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8, _mm256_set1_epi8,
-    _mm256_sub_epi8, _pdep_u64, _pext_u64,
+    __m256i, _mm256_andnot_si256, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8,
+    _mm256_movemask_epi8, _mm256_or_si256, _mm256_set1_epi8, _mm256_sub_epi8, _pdep_u64, _pext_u64,
 };
 
-use super::{BLOCK, Lanes, Masks};
+use super::{BLOCK, Lanes, Masks, Work};
 use crate::pretokenize::block::{self, Starts};
 use crate::pretokenize::grammar::Grammar;
 
@@ -23,15 +23,15 @@ pub(crate) fn fill<G: Grammar>(text: &[u8], starts: &mut Starts) {
     unsafe { enabled::<G>(text, starts) }
 }
 
-/// Calls `f`, compiled for AVX2 as far as it is inlined; the caller's tier is AVX2 or above.
+/// Runs the work, compiled for AVX2; the caller's tier is AVX2 or above.
 #[inline(always)]
-pub(super) fn compiled<R>(f: impl FnOnce() -> R) -> R {
+pub(super) fn run<W: Work>(work: W) -> W::Outcome {
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn enabled<R>(f: impl FnOnce() -> R) -> R {
-        f()
+    fn enabled<W: Work>(work: W) -> W::Outcome {
+        work.run()
     }
     // SAFETY: the tier is AVX2 or above, which `infer_accel_tensor::simd` detected with all of these.
-    unsafe { enabled(f) }
+    unsafe { enabled(work) }
 }
 
 impl Lanes for Avx2 {
@@ -39,18 +39,18 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn classify(bytes: &[u8; BLOCK]) -> Masks {
-        let (low, high) = (half(bytes, 0), half(bytes, 32));
+        let (low, high) = (classes(half(bytes, 0)), classes(half(bytes, 32)));
         Masks {
-            upper: join(low, high, |v| in_range(v, b'A', 25)),
-            lower: join(low, high, |v| in_range(v, b'a', 25)),
-            number: join(low, high, |v| in_range(v, b'0', 9)),
-            space: join(low, high, |v| in_range(v, b'\t', 4) | equal(v, b' ')),
-            line_break: join(low, high, |v| equal(v, b'\r') | equal(v, b'\n')),
-            blank: join(low, high, |v| equal(v, b' ')),
-            apostrophe: join(low, high, |v| equal(v, b'\'')),
-            slash: join(low, high, |v| equal(v, b'/')),
-            control: join(low, high, |v| (in_range(v, 0, 0x1f) & !in_range(v, b'\t', 4)) | equal(v, 0x7f)),
-            non_ascii: join(low, high, signs),
+            upper: join(low.upper, high.upper),
+            lower: join(low.lower, high.lower),
+            number: join(low.number, high.number),
+            space: join(low.space, high.space),
+            line_break: join(low.line_break, high.line_break),
+            blank: join(low.blank, high.blank),
+            apostrophe: join(low.apostrophe, high.apostrophe),
+            slash: join(low.slash, high.slash),
+            control: join(low.control, high.control),
+            non_ascii: join(low.non_ascii, high.non_ascii),
         }
     }
 
@@ -74,32 +74,71 @@ fn half(bytes: &[u8; BLOCK], from: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(bytes.as_ptr().add(from).cast()) }
 }
 
+/// [`Masks`] of 32 bytes, each still a vector.
+struct Classes {
+    upper: __m256i,
+    lower: __m256i,
+    number: __m256i,
+    space: __m256i,
+    line_break: __m256i,
+    blank: __m256i,
+    apostrophe: __m256i,
+    slash: __m256i,
+    control: __m256i,
+    non_ascii: __m256i,
+}
+
+// Functions rather than closures: a closure does not have the features of the function around it, so that what is not
+// inlined would call each operation.
 #[inline(always)]
-fn join(low: __m256i, high: __m256i, mask: impl Fn(__m256i) -> u32) -> u64 {
-    u64::from(mask(low)) | u64::from(mask(high)) << 32
+fn classes(bytes: __m256i) -> Classes {
+    let tabs = in_range(bytes, b'\t', 4);
+    let blank = equal(bytes, b' ');
+    let delete = equal(bytes, 0x7f);
+    // SAFETY: AVX2 is enabled, see `Avx2`.
+    let (space, line_break, control) = unsafe {
+        (
+            _mm256_or_si256(tabs, blank),
+            _mm256_or_si256(equal(bytes, b'\r'), equal(bytes, b'\n')),
+            _mm256_or_si256(_mm256_andnot_si256(tabs, in_range(bytes, 0, 0x1f)), delete),
+        )
+    };
+    Classes {
+        upper: in_range(bytes, b'A', 25),
+        lower: in_range(bytes, b'a', 25),
+        number: in_range(bytes, b'0', 9),
+        space,
+        line_break,
+        blank,
+        apostrophe: equal(bytes, b'\''),
+        slash: equal(bytes, b'/'),
+        control,
+        non_ascii: bytes,
+    }
+}
+
+/// The highest bit of each byte.
+#[inline(always)]
+fn join(low: __m256i, high: __m256i) -> u64 {
+    // SAFETY: AVX2 is enabled, see `Avx2`.
+    let (low, high) = unsafe { (_mm256_movemask_epi8(low) as u32, _mm256_movemask_epi8(high) as u32) };
+    u64::from(low) | u64::from(high) << 32
 }
 
 /// Bytes in `first..=first + span`.
 #[inline(always)]
-fn in_range(bytes: __m256i, first: u8, span: u8) -> u32 {
+fn in_range(bytes: __m256i, first: u8, span: u8) -> __m256i {
     // SAFETY: AVX2 is enabled, see `Avx2`.
     unsafe {
         let offset = _mm256_sub_epi8(bytes, _mm256_set1_epi8(first as i8));
-        let inside = _mm256_cmpeq_epi8(_mm256_min_epu8(offset, _mm256_set1_epi8(span as i8)), offset);
-        _mm256_movemask_epi8(inside) as u32
+        _mm256_cmpeq_epi8(_mm256_min_epu8(offset, _mm256_set1_epi8(span as i8)), offset)
     }
 }
 
 #[inline(always)]
-fn equal(bytes: __m256i, wanted: u8) -> u32 {
+fn equal(bytes: __m256i, wanted: u8) -> __m256i {
     // SAFETY: AVX2 is enabled, see `Avx2`.
-    unsafe { _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(wanted as i8))) as u32 }
-}
-
-#[inline(always)]
-fn signs(bytes: __m256i) -> u32 {
-    // SAFETY: AVX2 is enabled, see `Avx2`.
-    unsafe { _mm256_movemask_epi8(bytes) as u32 }
+    unsafe { _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(wanted as i8)) }
 }
 
 /// The operations as plain functions, for the tests.

@@ -65,14 +65,24 @@ pub(crate) trait Lanes {
     fn scatter_bits(value: u64, places: u64) -> u64;
 }
 
-/// Calls `f`, compiled for the best tier as far as it is inlined. It does the same on all of them.
+/// Work that does the same on every tier, only faster.
+///
+/// Not a closure: that would be a function of its own, compiled without the features of the one that calls it, and what is
+/// compiled for fewer features is only inlined where the compiler thinks it small.
+pub(crate) trait Work {
+    type Outcome;
+    /// Each implementation is `#[inline(always)]`, and so is what it calls.
+    fn run(self) -> Self::Outcome;
+}
+
+/// Runs the work, compiled for the best tier.
 #[inline(always)]
-pub(crate) fn with_best_tier<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn with_best_tier<W: Work>(work: W) -> W::Outcome {
     #[cfg(target_arch = "x86_64")]
     if tier() >= Tier::Avx2 {
-        return avx2::compiled(f);
+        return avx2::run(work);
     }
-    f()
+    work.run()
 }
 
 /// Finds the next span starts with the best tier; see [`block::fill`].
