@@ -104,6 +104,7 @@ class ObjectStoreTier(SharedTier):
             threads=threads,
             batch_bytes=1,  # an object a request: more of them in one call would only wait for each other
             names_in_a_call=1,
+            calls_at_once=threads,
         )
 
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisTier", "SharedTierStats"]
 
-#: What is written at once. Larger calls are no faster, and hold a server up that does one thing at a time.
-_BATCH_BYTES = 8 << 20
+#: What is asked for or written at once: what came lies in the processor's cache when it is checked, and a server that
+#: does one thing at a time is not held up. Loads of 64 KiB pages in 8 MiB calls took half as long again, and two calls
+#: of one load at once twice as long: their threads fight for the interpreter's lock (benches/scale.py).
+_BATCH_BYTES = 1 << 20
 #: Seconds that a server may be silent where the tier's own deadlines are endless.
 _LONGEST_SILENCE = 60.0
 
@@ -71,7 +73,7 @@ class RedisTier(SharedTier):
     prefix
         What the names on the server begin with.
     threads
-        Threads and connections.
+        Threads and connections: as many callers are served at once.
     options
         More for ``redis.Redis.from_url``: ``password``, ``ssl_ca_certs``, …
 
@@ -82,8 +84,8 @@ class RedisTier(SharedTier):
 
     Notes
     -----
-    A load is one MGET for each 8 MiB of pages, a store one pipeline of SETs for each 8 MiB, after one of EXISTS.
-    Memory: a few of these for each thread, and 144 bytes a page on the server beside the page.
+    A load is one MGET for each MiB of pages, a store one pipeline of SETs for each MiB, after one of EXISTS.
+    Memory: a few of these for each caller, and 144 bytes a page on the server beside the page.
 
     Examples
     --------

@@ -73,6 +73,7 @@ class SharedTier:
         threads: int,
         batch_bytes: int,
         names_in_a_call: int = _NAMES_IN_A_CALL,
+        calls_at_once: int = 1,
     ) -> None:
         check_options(
             page_bytes, deadline=deadline, write_deadline=write_deadline, retry_seconds=retry_seconds
@@ -88,7 +89,7 @@ class SharedTier:
         self._deadline, self._write_deadline = deadline, write_deadline
         self._pages_in_a_call = max(1, batch_bytes // (page_bytes + HEADER_BYTES))
         self._names_in_a_call = names_in_a_call
-        self._threads = threads
+        self._calls_at_once = calls_at_once
         self._workers = Workers(threads, threads * _WAITING_PER_THREAD)
         self._pause = Pause(retry_seconds)
         self._counts = Counts()
@@ -369,7 +370,7 @@ class SharedTier:
         starts = iter(range(0, count, size))
         try:
             while True:
-                while len(under_way) < self._threads and (first := next(starts, None)) is not None:
+                while len(under_way) < self._calls_at_once and (first := next(starts, None)) is not None:
                     end = min(first + size, count)
                     job = self._workers.submit(call(first, end), _left(ends_at()))
                     if job is None:
