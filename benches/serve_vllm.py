@@ -146,7 +146,7 @@ def table(record: dict) -> str:
 def rendered(page: str) -> str:
     """Return a page with the record's figures in it."""
     before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
+    _, after = rest.split(END, 1)
     return before + BEGIN + "\n" + table(json.loads(RECORD.read_text())) + "\n" + END + after
 
 
