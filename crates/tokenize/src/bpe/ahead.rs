@@ -7,7 +7,7 @@ use super::key::{Key, NO_KEY};
 use super::token_table::TokenTable;
 use super::{ABREAST, Bpe, FEW, Scratch};
 use crate::cache::{Encoded, Tables};
-use crate::kernels::{HELD, PART, Work, append_held, look, with_best_tier};
+use crate::kernels::{HELD, PADDING, PART, Work, append_runs, look, with_best_tier};
 
 /// Parts of a batch.
 const PARTS: usize = 5;
@@ -19,7 +19,11 @@ pub(crate) struct Ahead {
     keys: [Key; PART],
     /// What the hot table has for each span of a part.
     values: [u32; PART],
-    /// The ids of each span; what lies beyond their number means nothing. Of a long span the first two say where its ids lie
+    /// The id of each span that has a single one, unless it is one of the others.
+    firsts: [u32; SPANS + PADDING],
+    /// Spans that the hot table and the table of tokens did not know as a single id; a bit each.
+    others: [u64; PARTS],
+    /// The ids of the others, where ids are wanted; what lies beyond their number means nothing. Of a long span the first two say where its ids lie
     /// in `spilled`, or would if they were wanted.
     ids: [[u32; HELD]; SPANS],
     /// How many of them; 0 for a long span.
@@ -44,6 +48,8 @@ impl Default for Ahead {
         Self {
             keys: [Key::default(); PART],
             values: [0; PART],
+            firsts: [0; SPANS + PADDING],
+            others: [0; PARTS],
             ids: [[0; HELD]; SPANS],
             counts: [0; SPANS],
             spans: 0,
@@ -108,7 +114,7 @@ impl Ahead {
                 unknown |= 1 << place;
             }
         }
-        self.take_held::<IDS>(first);
+        self.take_held::<IDS>(first, unknown);
         for place in places(looked.several) {
             tables.prefetch(self.keys[place]);
         }
@@ -126,20 +132,19 @@ impl Ahead {
         count
     }
 
-    /// Takes what the values say of the part that begins at `first`: with the ids, that each span has a single one, as
-    /// most have.
+    /// Takes what the values say of the part that begins at `first`, in which the `others` remain.
     #[inline(always)]
-    fn take_held<const IDS: bool>(&mut self, first: usize) {
-        let part = first..self.spans;
-        let (Some(ids), Some(counts)) = (self.ids.get_mut(part.clone()), self.counts.get_mut(part)) else {
-            return;
-        };
+    fn take_held<const IDS: bool>(&mut self, first: usize, others: u64) {
         if IDS {
-            counts.fill(1);
-            for (ids, value) in ids.iter_mut().zip(&self.values) {
-                ids[0] = value & Encoded::ID;
+            if let Some(slot) = self.others.get_mut(first / PART) {
+                *slot = others;
             }
-        } else {
+            if let Some(firsts) = self.firsts.get_mut(first..first + PART) {
+                for (first, value) in firsts.iter_mut().zip(&self.values) {
+                    *first = value & Encoded::ID;
+                }
+            }
+        } else if let Some(counts) = self.counts.get_mut(first..first + PART) {
             for (count, value) in counts.iter_mut().zip(&self.values) {
                 *count = (value >> 24) as u8;
             }
@@ -299,12 +304,22 @@ impl Ahead {
         all.filter(move |place| spans.contains(place))
     }
 
+    /// Of spans that are not long.
     #[inline(always)]
     fn append_held(&self, spans: Range<usize>, out: &mut Vec<u32>) {
-        let held = (self.ids.get(spans.clone()), self.counts.get(spans));
-        if let (Some(ids), Some(counts)) = held {
-            append_held(ids, counts, out);
-        }
+        let (mut part, end) = (spans.start / PART, spans.end);
+        let from_start = u64::MAX << (spans.start % PART);
+        let mut bits = self.others.get(part).map_or(0, |bits| bits & from_start);
+        let others = std::iter::from_fn(|| {
+            while bits == 0 {
+                part += 1;
+                bits = *self.others.get(part).filter(|_| part * PART < end)?;
+            }
+            let place = part * PART + bits.trailing_zeros() as usize;
+            bits &= bits.wrapping_sub(1);
+            (place < end).then_some(place)
+        });
+        append_runs(&self.firsts, &self.ids, &self.counts, others, spans, out);
     }
 }
 

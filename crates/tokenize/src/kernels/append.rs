@@ -1,25 +1,62 @@
 //! Writing ids of which each span has a few, without a branch on how many.
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 /// Ids that a span has at most.
 pub(crate) const HELD: usize = 4;
 
-/// Appends the first `count` ids of each span; no count is above [`HELD`]. All four are written whatever the count, and the
-/// superfluous ones overwritten by the next span's.
+/// Ids that [`append_runs`] copies together.
+const WIDTH: usize = 8;
+/// Ids that must follow the last one of a run.
+pub(crate) const PADDING: usize = WIDTH - 1;
+
+/// Appends what each of `spans` has: the id in `firsts`, or for `others`, which are in order, its first `counts` ids in
+/// `ids`. Runs between two others are copied eight at a time, and what is superfluous overwritten; `firsts` has
+/// [`PADDING`] more than there are spans.
 #[inline(always)]
-pub(crate) fn append_held(ids: &[[u32; HELD]], counts: &[u8], out: &mut Vec<u32>) {
-    out.reserve(ids.len() * HELD);
+pub(crate) fn append_runs(
+    firsts: &[u32],
+    ids: &[[u32; HELD]],
+    counts: &[u8],
+    others: impl Iterator<Item = usize>,
+    spans: Range<usize>,
+    out: &mut Vec<u32>,
+) {
+    out.reserve(spans.len() * HELD + PADDING);
     let room = out.spare_capacity_mut();
-    let mut filled = 0;
-    for (ids, count) in ids.iter().zip(counts) {
-        let Some(slots) = room.get_mut(filled..filled + HELD) else { break };
-        for (slot, id) in slots.iter_mut().zip(ids) {
-            slot.write(*id);
+    let (mut filled, mut first) = (0, spans.start);
+    for place in others {
+        filled += copy_run(firsts, first..place, room.get_mut(filled..).unwrap_or_default());
+        first = place + 1;
+        let held = (ids.get(place), counts.get(place), room.get_mut(filled..filled + HELD));
+        if let (Some(ids), Some(count), Some(slots)) = held {
+            for (slot, id) in slots.iter_mut().zip(ids) {
+                slot.write(*id);
+            }
+            filled += usize::from(*count).min(HELD);
         }
-        filled += usize::from(*count).min(HELD);
     }
-    // SAFETY: `filled` elements after the length are written: each span wrote four and moved on by four at most.
+    filled += copy_run(firsts, first..spans.end, room.get_mut(filled..).unwrap_or_default());
+    // SAFETY: `filled` elements after the length are written: each run wrote as many as it says, or more, and each other
+    // span four, of which at most four count.
     unsafe { out.set_len(out.len() + filled) }
+}
+
+/// Writes the ids of a run, and up to [`PADDING`] more; returns how many of the run were written.
+#[inline(always)]
+fn copy_run(firsts: &[u32], run: Range<usize>, room: &mut [MaybeUninit<u32>]) -> usize {
+    let count = run.len();
+    let wanted = count.next_multiple_of(WIDTH);
+    let (Some(from), Some(slots)) = (firsts.get(run.start..run.start + wanted), room.get_mut(..wanted))
+    else {
+        return 0;
+    };
+    for (slots, from) in slots.as_chunks_mut::<WIDTH>().0.iter_mut().zip(from.as_chunks::<WIDTH>().0) {
+        *slots = from.map(MaybeUninit::new);
+    }
+    count
 }
 
 #[cfg(test)]
@@ -27,12 +64,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_as_counted_in_order() {
-        let ids = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]];
-        let mut out = vec![0];
-        append_held(&ids, &[4, 0, 1, 2], &mut out);
-        assert_eq!(out, [0, 1, 2, 3, 4, 9, 13, 14]);
-        append_held(&ids, &[200, 1], &mut out);
-        assert_eq!(out[8..], [1, 2, 3, 4, 5]);
+    fn runs_and_others_alternate() {
+        let firsts: Vec<u32> = (0..40 + PADDING as u32).collect();
+        let ids = [[100, 101, 102, 103]; 40];
+        let counts: Vec<u8> = (0..40).map(|place| place % 5).collect();
+        for step in 1..41 {
+            for spans in [0..40, 3..40, 7..23, 11..11, 39..40] {
+                let others = || (0..40).step_by(step).filter(|place| spans.contains(place));
+                let expected: Vec<u32> = spans
+                    .clone()
+                    .flat_map(|place| {
+                        let count = usize::from(counts[place]);
+                        if others().any(|other| other == place) {
+                            ids[place][..count].to_vec()
+                        } else {
+                            vec![firsts[place]]
+                        }
+                    })
+                    .collect();
+                let mut out = vec![7];
+                append_runs(&firsts, &ids, &counts, others(), spans.clone(), &mut out);
+                assert_eq!(out[1..], expected);
+            }
+        }
     }
 }
