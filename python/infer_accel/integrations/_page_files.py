@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from infer_accel.errors import ArgumentError, InferAccelError
 from infer_accel.kvcache import DiskTier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+
+    from infer_accel.kvcache import TierStats
 
 _log = logging.getLogger("infer_accel")
 
@@ -27,6 +30,11 @@ _log = logging.getLogger("infer_accel")
 _OPTIONAL = ("segment_bytes", "checksum", "compression", "deadline", "write_deadline")
 #: Seconds between two lines of the log about a tier that fails, and between two looks at what others have stored.
 _QUIET, _FRESH = 10.0, 0.5
+#: Seconds that opening may take, where nothing else is said: as long as DiskTier waits for a load.
+_DEADLINE = 5.0
+#: Pages of at least so many bytes are read to where they belong, and written from there. Smaller ones are gathered
+#: first, because a call costs more than to copy them.
+_ALONE = 1 << 17
 
 
 class PageFiles:
@@ -56,30 +64,49 @@ class PageFiles:
         self._options = dict(options)
         self._facts = dict(facts)
         self._tier: DiskTier | None = None
-        self._lock = Lock()
+        self._lock = threading.Lock()
+        self._opening: Future[DiskTier] | None = None
+        self._refreshing: Future[None] | None = None
         self._complained = self._refreshed = float("-inf")
+        #: Calls that failed, whatever the reason, and what the last of them said.
+        self.failures = 0
+        self.last_failure = ""
 
-    def load(self, names: Sequence[str], pages: Sequence[torch.Tensor]) -> list[bool]:
+    @property
+    def stats(self) -> TierStats | None:
+        """What the tier holds and has done; None where none is open."""
+        tier = self._tier
+        try:
+            return None if tier is None else tier.stats()
+        except InferAccelError:
+            return None
+
+    def load(self, names: Sequence[str], pages: Sequence[torch.Tensor | npt.NDArray[np.uint8]]) -> list[bool]:
         """Fill pages, all of one size; returns which were there. The others are left as they may be."""
         if not names:
             return []
         rows = [_bytes_of(page) for page in pages]
-        found = self._try(lambda tier: self._load(tier, names, rows), len(rows[0]))
+        found = self._try(lambda tier: _loaded(tier, _keys(names), rows), len(rows[0]))
         return [False] * len(names) if found is None else found
 
-    def store(self, names: Sequence[str], pages: Sequence[torch.Tensor]) -> bool:
+    def store(self, names: Sequence[str], pages: Sequence[torch.Tensor | npt.NDArray[np.uint8]]) -> bool:
         """Store pages, all of one size; returns whether all are there now."""
         if not names:
             return True
-        rows = np.stack([_bytes_of(page) for page in pages])
-        return self._try(lambda tier: tier.store(_keys(names), rows) >= 0, rows.shape[1]) or False
+        rows = [_bytes_of(page) for page in pages]
+        return self._try(lambda tier: _stored(tier, _keys(names), rows), len(rows[0])) or False
+
+    def present(self, names: Sequence[str]) -> list[bool]:
+        """Return which pages are there, also those that other processes have stored."""
+        tier = self._tier
+        found = None
+        if names and tier is not None:
+            found = self._try(lambda tier: self._present(tier, names).tolist(), tier.page_bytes)
+        return [False] * len(names) if found is None else found
 
     def leading(self, names: Sequence[str]) -> int:
         """Return how many leading pages are there, also those that other processes have stored."""
-        if not names or self._tier is None:
-            return 0
-        present = self._try(lambda tier: self._present(tier, names), self._tier.page_bytes)
-        return 0 if present is None else int(np.argmin(np.append(present, [False])))
+        return [*self.present(names), False].index(False)
 
     def open(self, page_bytes: int) -> bool:
         """Open the directory before the first page; returns whether that went well."""
@@ -88,17 +115,13 @@ class PageFiles:
     def close(self) -> None:
         """Make what was stored durable, and close the directory. A second call does nothing."""
         with self._lock:
-            tier, self._tier = self._tier, None
+            tier, opening = self._tier, self._opening
+            self._tier = self._opening = None
         if tier is not None:
             tier.close()
-
-    def _load(self, tier: DiskTier, names: Sequence[str], rows: list[npt.NDArray[np.uint8]]) -> list[bool]:
-        out = np.empty((len(names), tier.page_bytes), np.uint8)
-        found: list[bool] = tier.load(_keys(names), out).tolist()
-        for row, page, is_there in zip(rows, out, found, strict=True):
-            if is_there:
-                row[:] = page
-        return found
+        elif opening is not None:
+            # Nobody waits for it any more.
+            opening.add_done_callback(_close_what_came)
 
     def _present(self, tier: DiskTier, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         keys = _keys(names)
@@ -106,38 +129,81 @@ class PageFiles:
         now = time.monotonic()
         if not present.all() and now > self._refreshed + _FRESH:
             self._refreshed = now
-            tier.refresh()
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = _beside(tier.refresh)
+                self._refreshing.result(self._deadline)
             present = tier.contains(keys)
         return present
 
     def _try(self, work: Callable[[DiskTier], Any], page_bytes: int) -> Any:  # noqa: ANN401 - what `work` returns
         try:
-            with self._lock:
-                tier = self._tier or self._opened(page_bytes)
-            return work(tier)
+            return work(self._tier or self._opened(page_bytes))
         except (InferAccelError, OSError) as error:
+            self.failures += 1
+            self.last_failure = str(error) or "the device did not answer in time"
             now = time.monotonic()
             if now > self._complained + _QUIET:
                 self._complained = now
-                _log.warning("pages on disk are left out: %s", error)
+                _log.warning("pages on disk are left out: %s", self.last_failure)
             return None
 
+    @property
+    def _deadline(self) -> float | None:
+        seconds: float | None = self._options.get("deadline", _DEADLINE)
+        return seconds
+
     def _opened(self, page_bytes: int) -> DiskTier:
+        """Open the tier in a thread of its own: a device that hangs holds up nobody for ever."""
+        with self._lock:
+            if self._tier is not None:
+                return self._tier
+            opening = self._opening = self._opening or _beside(lambda: self._open(page_bytes))
+        try:
+            tier = opening.result(self._deadline)
+        finally:
+            with self._lock:
+                if opening.done() and self._opening is opening:
+                    self._opening = None
+        with self._lock:
+            self._tier = tier
+        return tier
+
+    def _open(self, page_bytes: int) -> DiskTier:
         facts = json.dumps(self._facts | {"page_bytes": page_bytes}, sort_keys=True, default=str).encode()
         fingerprint = hashlib.sha256(facts).digest()
         options = dict(self._options)
         path = Path(options.pop("root_dir")) / fingerprint.hex()[:32]
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._tier = DiskTier(path, page_bytes=page_bytes, fingerprint=fingerprint, **options)
-        return self._tier
+        return DiskTier(path, page_bytes=page_bytes, fingerprint=fingerprint, **options)
+
+
+def _beside(work: Callable[[], Any]) -> Future[Any]:
+    """Start work that may never end, in a thread that the end of the process does not wait for."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="infer-accel-open", daemon=True).start()
+    return future
+
+
+def _close_what_came(opening: Future[DiskTier]) -> None:
+    if opening.exception() is None:
+        opening.result().close()
 
 
 def _keys(names: Sequence[str]) -> list[bytes]:
     return [hashlib.sha256(name.encode()).digest() for name in names]
 
 
-def _bytes_of(page: torch.Tensor) -> npt.NDArray[np.uint8]:
+def _bytes_of(page: torch.Tensor | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return a page's own memory, which has to lie in one piece on the host."""
+    if isinstance(page, np.ndarray):
+        return page
     if page.device.type != "cpu" or not page.is_contiguous():
         message = (
             f"a page of {page.device} with strides {page.stride()} came; it must be the host's, in one piece"
@@ -145,3 +211,45 @@ def _bytes_of(page: torch.Tensor) -> npt.NDArray[np.uint8]:
         raise ArgumentError(message, code="argument.connector_option")
     flat: npt.NDArray[np.uint8] = page.detach().view(-1).view(torch.uint8).numpy()
     return flat
+
+
+def _loaded(tier: DiskTier, keys: list[bytes], rows: list[npt.NDArray[np.uint8]]) -> list[bool]:
+    runs = list(_runs(rows))
+    if len(runs) > 1 and tier.page_bytes < _ALONE:
+        gathered = np.empty((len(keys), tier.page_bytes), np.uint8)
+        found: list[bool] = tier.load(keys, gathered).tolist()
+        for row, page, is_there in zip(rows, gathered, found, strict=True):
+            if is_there:
+                row[:] = page
+        return found
+    return [is_there for first, end, pages in runs for is_there in tier.load(keys[first:end], pages).tolist()]
+
+
+def _stored(tier: DiskTier, keys: list[bytes], rows: list[npt.NDArray[np.uint8]]) -> bool:
+    runs = list(_runs(rows))
+    if len(runs) > 1 and tier.page_bytes < _ALONE:
+        runs = [(0, len(keys), np.stack(rows))]
+    for first, end, pages in runs:
+        tier.store(keys[first:end], pages)
+    return True
+
+
+def _runs(rows: list[npt.NDArray[np.uint8]]) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+    """Find rows that follow each other in memory, or lie at one distance: first, end, and the rows as one array."""
+    size = len(rows[0])
+    if any(len(row) != size for row in rows):
+        message = (
+            f"pages of {sorted({len(row) for row in rows})} bytes came in one call; all must be of one size"
+        )
+        raise ArgumentError(message, code="argument.connector_option")
+    places = [row.__array_interface__["data"][0] for row in rows]
+    first = 0
+    while first < len(rows):
+        end = first + 1
+        step = places[end] - places[first] if end < len(rows) else size
+        if step >= size:
+            while end < len(rows) and places[end] - places[end - 1] == step:
+                end += 1
+        shown = (end - first, size)
+        yield first, end, np.lib.stride_tricks.as_strided(rows[first], shown, (max(step, size), 1))
+        first = end
