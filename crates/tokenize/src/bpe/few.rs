@@ -1,5 +1,6 @@
 //! Merging one short span, a merge at a time, so that several spans can take turns while memory answers.
 
+use super::byte_pairs::BytePair;
 use super::join::Placed;
 use super::merge::Model;
 use super::next_merge::{LANES, NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES, least, merge_at};
@@ -18,6 +19,8 @@ pub(crate) struct Few {
     /// The merge of each symbol with the next one.
     merges: [i32; FEW],
     begins: u64,
+    /// Symbols that merge with the next one in a way that was not looked up yet.
+    unsettled: u64,
     /// Merges that count: the others may be anything.
     considered: usize,
     /// Where the last merge happened.
@@ -26,7 +29,7 @@ pub(crate) struct Few {
 
 impl Few {
     pub(crate) const fn new() -> Self {
-        Self { ids: [0; FEW], merges: [NO_MERGE; FEW], begins: 0, considered: 0, place: 0 }
+        Self { ids: [0; FEW], merges: [NO_MERGE; FEW], begins: 0, unsettled: 0, considered: 0, place: 0 }
     }
 
     /// Begins with what the model begins with in `span`, which has at most [`FEW`] bytes; what is longer is cut.
@@ -45,10 +48,71 @@ impl Few {
         for (id, &byte) in self.ids.iter_mut().zip(span) {
             *id = vocabulary.byte_id(byte);
         }
-        for (place, (merge, pair)) in self.merges.iter_mut().zip(span.windows(2)).enumerate() {
-            *merge = merge_at(pairs.rank_of_bytes(pair[0], pair[1]), place);
+        let (mut before, mut pair, mut joined) = (BytePair::APART, BytePair::APART, 0);
+        for (place, (merge, bytes)) in self.merges.iter_mut().zip(span.windows(2)).enumerate() {
+            let after = pairs.of_bytes(bytes[0], bytes[1]);
+            *merge = merge_at(after.rank(), place);
+            joined |= u64::from(pair.joins_between(before, after)) << place;
+            (before, pair) = (pair, after);
         }
         self.start(span.len());
+        let last = span.len().saturating_sub(1) % FEW;
+        joined |= u64::from(pair.joins_between(before, BytePair::APART)) << last;
+        self.join_at_once(pairs, joined >> 1);
+    }
+
+    /// Joins the symbols at these places with the next ones, and asks for the memory that [`Self::settle_all`] reads.
+    #[inline(always)]
+    fn join_at_once(&mut self, pairs: &Pairs, joined: u64) {
+        self.begins &= !(joined << 1);
+        let mut left = joined;
+        while left != 0 {
+            let place = left.trailing_zeros() as usize % FEW;
+            left &= left - 1;
+            self.ids[place] = pairs.made(self.merges[place] as u32 >> PLACE_BITS);
+            self.merges[(place + 1) % FEW] = NO_MERGE;
+        }
+        // Whatever stands before one of them has another neighbour now, too.
+        let before = self.before(joined);
+        self.unsettled = joined | before;
+        let mut left = self.unsettled;
+        while left != 0 {
+            let place = left.trailing_zeros() as usize % FEW;
+            left &= left - 1;
+            let right = self.after(place).trailing_zeros() as usize % FEW;
+            pairs.prefetch(self.ids[place], self.ids[right]);
+        }
+    }
+
+    /// Finds out what the symbols that [`Self::join_at_once`] made, and those before them, merge with.
+    #[inline(always)]
+    pub(super) fn settle_all(&mut self, pairs: &Pairs) {
+        while self.unsettled != 0 {
+            let place = self.unsettled.trailing_zeros() as usize % FEW;
+            self.unsettled &= self.unsettled - 1;
+            let after = self.after(place);
+            let right = after.trailing_zeros() as usize % FEW;
+            let rank = pairs.rank(self.ids[place], self.ids[right]);
+            self.merges[place] = if after == 0 { NO_MERGE } else { merge_at(rank, place) };
+        }
+    }
+
+    /// The places behind this one that begin a symbol.
+    #[inline(always)]
+    fn after(&self, place: usize) -> u64 {
+        self.begins & (u64::MAX << place << 1)
+    }
+
+    /// The places of the symbols before those at these places.
+    #[inline(always)]
+    fn before(&self, mut places: u64) -> u64 {
+        let mut found = 0;
+        while places != 0 {
+            let lower = self.begins & ((places & places.wrapping_neg()) - 1);
+            places &= places - 1;
+            found |= (1_u64 << 63).checked_shr(lower.leading_zeros()).unwrap_or(0);
+        }
+        found
     }
 
     /// With characters, where the vocabulary has them, instead of bytes.
@@ -69,6 +133,7 @@ impl Few {
     fn start(&mut self, symbols: usize) {
         let merges = symbols.saturating_sub(1);
         self.begins = u64::MAX.checked_shr((FEW - symbols) as u32).unwrap_or(0);
+        self.unsettled = 0;
         self.considered = merges.next_multiple_of(LANES);
         self.merges[merges..self.considered].fill(NO_MERGE);
     }
@@ -182,6 +247,7 @@ impl Work for Finish<'_> {
 
     #[inline(always)]
     fn run(self) {
+        self.few.settle_all(self.pairs);
         while self.few.merge(self.pairs) {
             self.few.settle(self.pairs);
         }
@@ -194,4 +260,84 @@ struct Neighbours {
     right: usize,
     is_first: bool,
     is_last: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bpe::ABREAST;
+    use crate::bpe::merge::{Heap, merge_abreast};
+    use crate::bpe::random_models::vocabulary_of;
+
+    /// What the definition makes of each span: one merge after the other.
+    fn one_by_one(model: &Model<'_>, spans: &[Vec<u8>]) -> Vec<Vec<u32>> {
+        let ids = |span: &Vec<u8>| {
+            let mut ids = Vec::new();
+            Heap::default().merge(model, span, |id| ids.push(id));
+            ids
+        };
+        spans.iter().map(ids).collect()
+    }
+
+    fn abreast(model: &Model<'_>, spans: &[Vec<u8>]) -> Vec<Vec<u32>> {
+        let mut few = [const { Few::new() }; ABREAST];
+        let mut all = Vec::new();
+        for spans in spans.chunks(ABREAST) {
+            let begin = |few: &mut Few, span: &[u8]| few.begin_with(model, span);
+            merge_abreast(model.pairs, spans.iter().map(Vec::as_slice), begin, &mut few, |_, few| {
+                all.push(few.ids().collect());
+            });
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_joined_at_once_would_have_been_joined(
+            merges in prop::collection::vec((any::<usize>(), any::<usize>()), 0..120),
+            order in prop::collection::vec(0..40_u32, 120),
+            longest in prop::sample::select(vec![2_usize, 3, 8, 40]),
+            by_rank in any::<bool>(),
+            spans in prop::collection::vec(prop::collection::vec(prop::sample::select(b"abc".to_vec()), 1..=FEW), 1..30),
+        ) {
+            let (mut tokens, mut list) = vocabulary_of(&merges, longest);
+            // In any order, so that what a token is made of may come after what is made of it.
+            let place = |id: u32| (order[(id - 256) as usize], id);
+            if by_rank {
+                let mut ids: Vec<u32> = (256..tokens.len() as u32).collect();
+                ids.sort_by_key(|id| place(*id));
+                tokens.iter_mut().skip(256).zip(ids).for_each(|(token, id)| token.1 = id);
+            } else {
+                let mut numbered: Vec<_> = (256..).zip(&list).map(|(id, pair)| (place(id), *pair)).collect();
+                numbered.sort_unstable();
+                list = numbered.into_iter().map(|(_, pair)| pair).collect();
+            }
+            let vocabulary = Vocabulary::new(&tokens).unwrap();
+            let pairs = if by_rank {
+                Pairs::by_rank(&tokens, &vocabulary)
+            } else {
+                Pairs::from_list(&list, &tokens, &vocabulary).unwrap()
+            };
+            let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
+            prop_assert_eq!(abreast(&model, &spans), one_by_one(&model, &spans));
+        }
+    }
+
+    #[test]
+    fn some_merges_of_an_ordinary_span_happen_at_once() {
+        let merges: Vec<(usize, usize)> = (0..400).map(|n| (n * 7 % 31, n * 13 % 37)).collect();
+        let (tokens, list) = vocabulary_of(&merges, 12);
+        let vocabulary = Vocabulary::new(&tokens).unwrap();
+        let pairs = Pairs::from_list(&list, &tokens, &vocabulary).unwrap();
+        let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
+        let span: Vec<u8> = (0..FEW).map(|n| b"abc"[n * n / 7 % 3]).collect();
+        let mut few = Few::new();
+        few.begin_with(&model, &span);
+        assert!(few.ids().count() < FEW, "nothing was joined");
+        few.settle_all(&pairs);
+        few.finish(&pairs);
+        assert_eq!(vec![few.ids().collect::<Vec<u32>>()], one_by_one(&model, &[span]));
+    }
 }

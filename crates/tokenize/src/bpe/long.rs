@@ -193,30 +193,8 @@ mod tests {
     use super::*;
     use crate::bpe::Scratch;
     use crate::bpe::merge::merge_span;
+    use crate::bpe::random_models::{Token, vocabulary_of};
     use proptest::prelude::*;
-
-    /// Bytes and id.
-    type Token = (Vec<u8>, u32);
-
-    /// All bytes, and what the merges make of tokens that are there by then; each merge takes two of the tokens, by
-    /// number.
-    fn vocabulary_of(merges: &[(usize, usize)], longest: usize) -> (Vec<Token>, Vec<(u32, u32)>) {
-        let mut tokens: Vec<Token> = (0..=u8::MAX).map(|byte| (vec![byte], u32::from(byte))).collect();
-        let letters = [usize::from(b'a'), usize::from(b'b'), usize::from(b'c')];
-        let mut list = Vec::new();
-        let mut usable: Vec<usize> = letters.to_vec();
-        for &(left, right) in merges {
-            let (left, right) = (usable[left % usable.len()], usable[right % usable.len()]);
-            let joined = [tokens[left].0.as_slice(), &tokens[right].0].concat();
-            if joined.len() > longest || tokens.iter().any(|(bytes, _)| *bytes == joined) {
-                continue;
-            }
-            list.push((left as u32, right as u32));
-            usable.push(tokens.len());
-            tokens.push((joined, tokens.len() as u32));
-        }
-        (tokens, list)
-    }
 
     fn text() -> impl Strategy<Value = Vec<u8>> {
         let letters = prop::collection::vec(prop::sample::select(b"abc".to_vec()), 1..3000);

@@ -86,6 +86,7 @@ impl Work for TakeTurns<'_> {
         let Self { pairs, few } = self;
         let mut merging = 0_u32;
         for (place, few) in few.iter_mut().enumerate() {
+            few.settle_all(pairs);
             merging |= u32::from(few.merge(pairs)) << place;
         }
         while merging != 0 {

@@ -1,6 +1,7 @@
 //! Byte-pair encoding of one span after another.
 
 pub(crate) mod ahead;
+mod byte_pairs;
 mod encoder;
 mod few;
 mod join;
@@ -11,6 +12,8 @@ mod merge;
 mod next_merge;
 pub(crate) mod pair_table;
 mod pairs;
+#[cfg(test)]
+mod random_models;
 mod symbols;
 pub(crate) mod together;
 pub(crate) mod token_table;

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::byte_pairs::{BytePair, BytePairs};
 use super::merge::{Model, Scratch, merge_span};
 pub(crate) use super::pair_table::NO_RANK;
 use super::pair_table::PairTable;
@@ -15,8 +16,9 @@ use crate::error::TokenizeError;
 /// All merges, found by the ids of the two neighbours; lower ranks merge first.
 pub(crate) struct Pairs {
     ranks: PairTable,
-    /// Rank of each pair of bytes, the left one counting 256, or [`NO_RANK`].
-    of_bytes: Box<[u32]>,
+    of_bytes: BytePairs,
+    /// Which ids are a part of a token that was put in; empty once all are.
+    parts: Vec<bool>,
     made: Made,
     /// Where some ranks are worth the same: the first of them, for each rank.
     orders: Option<Box<[u32]>>,
@@ -40,9 +42,28 @@ impl Made {
 }
 
 impl Pairs {
-    fn with_room(count: usize, made: Made) -> Self {
-        let of_bytes = vec![NO_RANK; 1 << 16].into_boxed_slice();
-        Self { ranks: PairTable::with_room(count), of_bytes, made, orders: None, first_tied: NO_RANK }
+    fn with_room(count: usize, made: Made, ids: usize) -> Self {
+        Self {
+            ranks: PairTable::with_room(count),
+            of_bytes: BytePairs::new(),
+            parts: vec![false; ids],
+            made,
+            orders: None,
+            first_tied: NO_RANK,
+        }
+    }
+
+    /// Puts in that `left` and `right` merge into the token `id` with these bytes, of which `left` has the first `cut`.
+    /// Ranks come in ascending order.
+    fn insert(&mut self, left: u32, right: u32, rank: u32, (token, cut): (&[u8], usize), id: u32) {
+        self.ranks.insert(left, right, rank);
+        let is_part = self.parts.get(id as usize).is_none_or(|is_part| *is_part);
+        self.of_bytes.note(token, cut, rank, is_part);
+        for part in [left, right] {
+            if let Some(is_part) = self.parts.get_mut(part as usize) {
+                *is_part = true;
+            }
+        }
     }
 
     /// Two tokens merge if their bytes together are a token, the earlier the lower its id.
@@ -53,7 +74,7 @@ impl Pairs {
     pub(crate) fn by_rank(tokens: &[(Vec<u8>, u32)], vocabulary: &Vocabulary) -> Self {
         let mut in_order: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|(bytes, _)| bytes.len() > 1).collect();
         in_order.sort_unstable_by_key(|(_, id)| *id);
-        let mut pairs = Self::with_room(in_order.len(), Made::After(0));
+        let mut pairs = Self::with_room(in_order.len(), Made::After(0), vocabulary.ids());
         let mut scratch = Scratch::default();
         let mut ends = Vec::new();
         for (bytes, id) in in_order {
@@ -61,19 +82,17 @@ impl Pairs {
             let model = Model { pairs: &pairs, vocabulary, of_bytes: true };
             merge_span(&model, bytes, &mut scratch, |id| ends.push(id));
             if let [left, right] = ends[..] {
-                pairs.ranks.insert(left, right, *id);
-                if let [left, right] = bytes[..] {
-                    pairs.of_bytes[usize::from(left) << 8 | usize::from(right)] = *id;
-                }
+                pairs.insert(left, right, *id, (bytes, vocabulary.length(left)), *id);
                 continue;
             }
             for cut in 1..bytes.len() {
                 let (left, right) = bytes.split_at(cut);
                 if let (Some(left), Some(right)) = (vocabulary.id(left), vocabulary.id(right)) {
-                    pairs.ranks.insert(left, right, *id);
+                    pairs.insert(left, right, *id, (bytes, cut), *id);
                 }
             }
         }
+        pairs.parts = Vec::new();
         pairs
     }
 
@@ -110,11 +129,16 @@ impl Pairs {
                 ))
             })?);
         }
-        let mut pairs = Self::with_room(list.len(), Made::of(made));
-        for (rank, &(left, right)) in list.iter().enumerate() {
-            pairs.ranks.insert(left, right, rank as u32);
+        let mut pairs = Self::with_room(list.len(), Made::of(made), vocabulary.ids());
+        for (rank, &(left, right)) in (0..).zip(list) {
+            joined.clear();
+            for part in [left, right] {
+                joined.extend_from_slice(by_id.get(&part).copied().unwrap_or_default());
+            }
+            let cut = vocabulary.length(left);
+            pairs.insert(left, right, rank, (&joined, cut), pairs.made(rank));
         }
-        pairs.fill_bytes(vocabulary);
+        pairs.parts = Vec::new();
         Ok(pairs)
     }
 
@@ -129,32 +153,24 @@ impl Pairs {
         vocabulary: &Vocabulary,
     ) -> Self {
         let by_id: HashMap<u32, &[u8]> = tokens.iter().map(|(bytes, id)| (*id, bytes.as_slice())).collect();
-        let mut pairs = Self::with_room(list.len() * 2, Made::of(list.to_vec()));
-        for (rank, id) in list.iter().enumerate() {
+        let mut pairs = Self::with_room(list.len() * 2, Made::of(list.to_vec()), vocabulary.ids());
+        for (rank, id) in (0..).zip(list) {
             let bytes = by_id.get(id).copied().unwrap_or_default();
             for cut in 1..bytes.len() {
                 let (left, right) = bytes.split_at(cut);
                 if let (Some(left), Some(right)) = (vocabulary.id(left), vocabulary.id(right)) {
-                    pairs.ranks.insert(left, right, rank as u32);
+                    pairs.insert(left, right, rank, (bytes, cut), *id);
                 }
             }
         }
+        pairs.parts = Vec::new();
         let tied = orders.iter().enumerate().position(|(rank, order)| rank as u32 != *order);
         if let Some(order) = tied.and_then(|rank| orders.get(rank)) {
             pairs.first_tied = *order;
             pairs.orders = Some(orders.into_boxed_slice());
+            pairs.of_bytes.wait();
         }
-        pairs.fill_bytes(vocabulary);
         pairs
-    }
-
-    fn fill_bytes(&mut self, vocabulary: &Vocabulary) {
-        for left in 0..=u8::MAX {
-            for right in 0..=u8::MAX {
-                let rank = self.rank(vocabulary.byte_id(left), vocabulary.byte_id(right));
-                self.of_bytes[usize::from(left) << 8 | usize::from(right)] = rank;
-            }
-        }
     }
 
     /// Rank of the merge of two neighbours, [`NO_RANK`] if they do not merge.
@@ -169,10 +185,10 @@ impl Pairs {
         self.ranks.prefetch(left, right);
     }
 
-    /// [`Self::rank`] of two single bytes.
+    /// What is known of two single bytes.
     #[inline(always)]
-    pub(crate) fn rank_of_bytes(&self, left: u8, right: u8) -> u32 {
-        self.of_bytes.get(usize::from(left) << 8 | usize::from(right)).copied().unwrap_or(NO_RANK)
+    pub(super) fn of_bytes(&self, left: u8, right: u8) -> BytePair {
+        self.of_bytes.get(left, right)
     }
 
     /// Whether any two ranks are worth the same.

@@ -137,6 +137,11 @@ impl Vocabulary {
         self.byte_ids[usize::from(byte)]
     }
 
+    /// One more than the highest id.
+    pub(crate) fn ids(&self) -> usize {
+        self.lengths.len()
+    }
+
     /// Length in bytes of the token `id`, 0 if there is none.
     #[inline]
     pub(crate) fn length(&self, id: u32) -> usize {
