@@ -11,30 +11,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, TryLockError};
 
 use crate::bpe::ahead::Ahead;
-use crate::bpe::key::{Key, SHORT, mix};
+use crate::bpe::key::{Key, SHORT};
 use crate::bpe::together::Gathered;
 use crate::bpe::{Bpe, Scratch};
 use crate::hot::HotTable;
 use crate::kernels::{HELD, Table, prefetch};
+use crate::long_table::LongTable;
 use crate::pretokenize::Starts;
 use crate::side::Side;
 
 /// Bytes of cache tables that all encoders of the process may keep.
-const PROCESS_LIMIT: usize = 16 << 20;
+const PROCESS_LIMIT: usize = 18 << 20;
 /// Workers that one encoder keeps.
 const PLACES: usize = 8;
 /// Entries of 16 bytes in a worker's hot table: 256 KiB, half of a usual second-level cache.
 const HOT_ENTRIES: usize = 1 << 14;
 /// Buckets of 64 bytes in a worker's table for short spans: 2 MiB.
 const BUCKETS: usize = 1 << 15;
-/// Entries of 128 bytes for longer spans: 128 KiB.
-const LONG_ENTRIES: usize = 1 << 10;
+/// Longer spans of up to 44 bytes, which are words in many alphabets: 256 KiB.
+type Middling = LongTable<44>;
+const MIDDLING_ENTRIES: usize = 1 << 12;
+/// Still longer ones of up to 108 bytes: 64 KiB.
+type Long = LongTable<108>;
+const LONG_ENTRIES: usize = 1 << 9;
+/// The longest span of a [`Middling`].
+const MIDDLING: usize = 44;
 /// Ids of lists that are too long for an entry: 128 KiB.
 const SIDE_IDS: usize = 1 << 15;
 /// The small tables are smaller by this power of two.
 const SMALLER: u32 = 5;
-/// The longest span that is kept.
-const LONG: usize = 104;
+
 /// What a span became: its number of ids, and the ids where there are at most [`HELD`], otherwise where they lie.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Encoded {
@@ -65,6 +71,12 @@ impl Encoded {
         (self.packed[0] >> 24) as usize
     }
 
+    /// The number of ids in the highest byte; below, where they are at most [`HELD`], the first one.
+    #[inline(always)]
+    pub(crate) fn value(self) -> u32 {
+        self.packed[0]
+    }
+
     /// The ids, then zeros; of more than [`HELD`] ids something else.
     #[inline(always)]
     pub(crate) fn held(self) -> [u32; HELD] {
@@ -91,14 +103,6 @@ pub(crate) struct Bucket {
     entries: [Entry; 2],
 }
 
-#[derive(Clone, Copy)]
-#[repr(align(128))]
-struct LongEntry {
-    bytes: [u8; LONG],
-    length: u32,
-    encoded: Encoded,
-}
-
 /// Tables and memory of one call at a time.
 pub(crate) struct Worker {
     pub(crate) tables: Tables,
@@ -113,17 +117,18 @@ pub(crate) struct Worker {
 pub(crate) struct Tables {
     pub(crate) hot: HotTable,
     short: Table<Bucket>,
-    long: Box<[LongEntry]>,
+    middling: Middling,
+    long: Long,
     side: Side,
 }
 
 impl Worker {
     fn with_size(smaller: u32, reserved: usize) -> Self {
-        let no_entry = LongEntry { bytes: [0; LONG], length: 0, encoded: Encoded::default() };
         let tables = Tables {
             hot: HotTable::new(HOT_ENTRIES >> smaller),
             short: Table::zeroed(BUCKETS >> smaller),
-            long: vec![no_entry; LONG_ENTRIES >> smaller].into_boxed_slice(),
+            middling: Middling::new(MIDDLING_ENTRIES >> smaller),
+            long: Long::new(LONG_ENTRIES >> smaller),
             side: Side::new(SIDE_IDS >> smaller),
         };
         Self {
@@ -178,7 +183,7 @@ impl Tables {
         if entry.key != key {
             return None;
         }
-        self.hot.insert(key, entry.encoded.packed[0]);
+        self.hot.insert(key, entry.encoded.value());
         Some(entry.encoded)
     }
 
@@ -187,9 +192,17 @@ impl Tables {
         if span.len() <= SHORT {
             return self.find_short(key);
         }
-        let (place, bytes) = self.long_place(span)?;
-        let entry = self.long.get(place)?;
-        (entry.length as usize == span.len() && entry.bytes == bytes).then_some(entry.encoded)
+        if span.len() <= MIDDLING { self.middling.find(span) } else { self.long.find(span) }
+    }
+
+    /// Asks for the memory where [`Self::find`] will look for a span that is longer than [`SHORT`].
+    #[inline]
+    pub(crate) fn prefetch_long(&self, span: &[u8]) {
+        if span.len() <= MIDDLING {
+            self.middling.prefetch(span);
+        } else {
+            self.long.prefetch(span);
+        }
     }
 
     /// The ids where they are more than an entry holds; `None` also if they had to give way to others.
@@ -203,16 +216,12 @@ impl Tables {
 
     /// Remembers what a span, which has this key, became.
     pub(crate) fn remember(&mut self, span: &[u8], key: Key, ids: &[u32]) {
-        if span.len() > LONG {
-            return;
-        }
         let Some(encoded) = Encoded::new(ids, &mut self.side) else { return };
+        if span.len() > MIDDLING {
+            return self.long.remember(span, encoded);
+        }
         if span.len() > SHORT {
-            let Some((place, bytes)) = self.long_place(span) else { return };
-            if let Some(entry) = self.long.get_mut(place) {
-                *entry = LongEntry { bytes, length: span.len() as u32, encoded };
-            }
-            return;
+            return self.middling.remember(span, encoded);
         }
         let place = self.place(key);
         if let Some(bucket) = self.short.get_mut(place) {
@@ -221,19 +230,6 @@ impl Tables {
             bucket.entries = [Entry { key, encoded }, kept];
         }
     }
-
-    /// Where a long span's entry would be, and its bytes, padded; `None` if it is too long for an entry.
-    fn long_place(&self, span: &[u8]) -> Option<(usize, [u8; LONG])> {
-        let mut bytes = [0; LONG];
-        bytes.get_mut(..span.len())?.copy_from_slice(span);
-        Some((long_hash(&bytes, span.len()) as usize & (self.long.len() - 1), bytes))
-    }
-}
-
-fn long_hash(bytes: &[u8; LONG], length: usize) -> u64 {
-    let parts =
-        bytes.as_chunks::<8>().0.iter().take(length.div_ceil(8)).map(|part| u64::from_le_bytes(*part));
-    parts.fold(length as u64, mix) >> 32
 }
 
 /// Bytes of the tables that pools of this process hold.
@@ -281,7 +277,8 @@ impl Pool {
 fn new_worker() -> Worker {
     const BYTES: usize = HOT_ENTRIES * 16
         + BUCKETS * size_of::<Bucket>()
-        + LONG_ENTRIES * size_of::<LongEntry>()
+        + MIDDLING_ENTRIES * Middling::ENTRY
+        + LONG_ENTRIES * Long::ENTRY
         + SIDE_IDS * size_of::<u32>()
         + size_of::<Worker>();
     let reserved = RESERVED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| {

@@ -29,6 +29,7 @@ mod kernels;
 mod limits;
 mod load;
 mod locality;
+mod long_table;
 mod native;
 mod offsets;
 pub mod pretokenize;

@@ -7,7 +7,7 @@ use super::key::{Key, NO_KEY};
 use super::token_table::TokenTable;
 use super::{ABREAST, Bpe, FEW, Scratch};
 use crate::cache::{Encoded, Tables};
-use crate::kernels::{HELD, PADDING, PART, Work, append_runs, look, with_best_tier};
+use crate::kernels::{COUNT_SHIFT, HELD, PADDING, PART, Work, append_runs, look, with_best_tier};
 
 /// Parts of a batch.
 const PARTS: usize = 5;
@@ -16,20 +16,18 @@ pub(crate) const SPANS: usize = PARTS * PART;
 
 /// The spans of a batch, and what is known of them. Where `IDS`, the ids themselves are wanted, otherwise their number.
 pub(crate) struct Ahead {
-    keys: [Key; PART],
-    /// What the hot table has for each span of a part.
-    values: [u32; PART],
-    /// The id of each span that has a single one, unless it is one of the others.
-    firsts: [u32; SPANS + PADDING],
-    /// Spans that the hot table and the table of tokens did not know as a single id; a bit each.
+    keys: [Key; SPANS],
+    /// The number of ids of each span in the highest byte, 0 of a long one, and the first id below.
+    values: [u32; SPANS + PADDING],
+    /// Spans that the hot table does not know; a bit each.
+    unknown: [u64; PARTS],
+    /// Spans that the hot table and the table of tokens do not know as a single id; a bit each.
     others: [u64; PARTS],
     /// The ids of the others, where ids are wanted; what lies beyond their number means nothing. Of a long span the first two say where its ids lie
     /// in `spilled`, or would if they were wanted.
     ids: [[u32; HELD]; SPANS],
-    /// How many of them; 0 for a long span.
-    counts: [u8; SPANS],
     spans: usize,
-    /// Spans of more ids than an entry holds, or where they are only counted, than `counts` does; a bit each.
+    /// Spans of more ids than an entry holds, or where they are only counted, than `values` does; a bit each.
     long: [u64; PARTS],
     spilled: Vec<u32>,
     /// Spans that no table knows.
@@ -46,12 +44,11 @@ struct Pending {
 impl Default for Ahead {
     fn default() -> Self {
         Self {
-            keys: [Key::default(); PART],
-            values: [0; PART],
-            firsts: [0; SPANS + PADDING],
+            keys: [Key::default(); SPANS],
+            values: [0; SPANS + PADDING],
+            unknown: [0; PARTS],
             others: [0; PARTS],
             ids: [[0; HELD]; SPANS],
-            counts: [0; SPANS],
             spans: 0,
             long: [0; PARTS],
             spilled: Vec::new(),
@@ -86,69 +83,78 @@ impl Ahead {
         if self.pending.is_empty() { count } else { count + self.settle::<IDS>(sources, text) }
     }
 
+    /// Asks the hot table about all spans, and for the memory that says more of those that it does not know.
     #[inline(always)]
-    fn look_up_part<const IDS: bool>(
-        &mut self,
-        sources: &mut Sources<'_>,
-        text: &[u8],
-        bounds: &[usize],
-    ) -> usize {
+    fn ask_hot<const IDS: bool>(&mut self, sources: &Sources<'_>, text: &[u8], bounds: &[usize]) -> usize {
         let Sources { tables, bpe, .. } = sources;
-        let first = self.spans;
-        self.spans = SPANS.min(first + bounds.len().saturating_sub(1));
-        let looked = look::<IDS>(&tables.hot, text, bounds, &mut self.keys, &mut self.values);
-        for place in places(looked.unknown & !looked.several) {
-            bpe.tokens().prefetch(self.keys[place]);
-        }
-        let mut count = looked.count;
-        let mut unknown = looked.several;
-        for place in places(looked.unknown & !looked.several) {
-            let key = self.keys[place];
-            let value = bpe.tokens().get(key);
-            if value != 0 && bpe.is_whole(value & Encoded::ID) {
-                tables.hot.insert(key, value);
-                self.values[place] = value;
-                count += 1;
-            } else {
-                tables.prefetch(key);
-                unknown |= 1 << place;
+        let (keys, values) = (self.keys.as_chunks_mut().0, self.values.as_chunks_mut().0);
+        let asked = keys.iter_mut().zip(values).zip(self.unknown.iter_mut().zip(&mut self.others));
+        let mut count = 0;
+        for (bounds, ((keys, values), (unknown, several))) in parts(bounds, PART).zip(asked) {
+            let looked = look::<IDS>(&tables.hot, text, bounds, keys, values);
+            count += looked.count;
+            (*unknown, *several) = (looked.unknown & !looked.several, looked.several);
+            for place in places(*unknown) {
+                bpe.tokens().prefetch(keys[place]);
             }
-        }
-        self.take_held::<IDS>(first, unknown);
-        for place in places(looked.several) {
-            tables.prefetch(self.keys[place]);
-        }
-        for place in places(unknown) {
-            let key = self.keys[place];
-            let found =
-                tables.find_short(key).and_then(|encoded| self.keep::<IDS>(tables, first + place, encoded));
-            count += found.unwrap_or(0);
-            if found.is_none()
-                && let Some(&[start, end]) = bounds.get(place..place + 2)
-            {
-                self.pending.push(Pending { place: first + place, key, bytes: start..end });
+            for place in places(*several) {
+                tables.prefetch(keys[place]);
             }
         }
         count
     }
 
-    /// Takes what the values say of the part that begins at `first`, in which the `others` remain.
+    /// Asks the table of tokens about what the hot table does not know, and for the memory that says more of the others.
     #[inline(always)]
-    fn take_held<const IDS: bool>(&mut self, first: usize, others: u64) {
-        if IDS {
-            if let Some(slot) = self.others.get_mut(first / PART) {
-                *slot = others;
-            }
-            if let Some(firsts) = self.firsts.get_mut(first..first + PART) {
-                for (first, value) in firsts.iter_mut().zip(&self.values) {
-                    *first = value & Encoded::ID;
+    fn ask_tokens(&mut self, sources: &mut Sources<'_>) -> usize {
+        let Sources { tables, bpe, .. } = sources;
+        let (keys, values) = (self.keys.as_chunks::<PART>().0, self.values.as_chunks_mut::<PART>().0);
+        let asked = keys.iter().zip(values).zip(self.unknown.iter().zip(&mut self.others));
+        let mut count = 0;
+        for ((keys, values), (unknown, others)) in asked {
+            for place in places(*unknown) {
+                let key = keys[place];
+                let value = bpe.tokens().get(key);
+                if value != 0 && bpe.is_whole(value & Encoded::ID) {
+                    tables.hot.insert(key, value);
+                    values[place] = value;
+                    count += 1;
+                } else {
+                    tables.prefetch(key);
+                    *others |= 1 << place;
                 }
             }
-        } else if let Some(counts) = self.counts.get_mut(first..first + PART) {
-            for (count, value) in counts.iter_mut().zip(&self.values) {
-                *count = (value >> 24) as u8;
+        }
+        count
+    }
+
+    /// Asks the larger table about the others; what it does not know either is left pending.
+    #[inline(always)]
+    fn ask_larger<const IDS: bool>(
+        &mut self,
+        sources: &mut Sources<'_>,
+        text: &[u8],
+        bounds: &[usize],
+    ) -> usize {
+        let mut count = 0;
+        for part in 0..PARTS {
+            for place in places(self.others[part]) {
+                let place = part * PART + place;
+                let Some(&key) = self.keys.get(place) else { continue };
+                let found = sources.tables.find_short(key);
+                let kept = found.and_then(|encoded| self.keep::<IDS>(sources.tables, place, encoded));
+                count += kept.unwrap_or(0);
+                if kept.is_none()
+                    && let Some(&[start, end]) = bounds.get(place..place + 2)
+                {
+                    if key == NO_KEY {
+                        sources.tables.prefetch_long(text.get(start..end).unwrap_or_default());
+                    }
+                    self.pending.push(Pending { place, key, bytes: start..end });
+                }
             }
         }
+        count
     }
 
     /// Keeps what an entry knows of a span, and returns how many ids that is; `None` if they are not there any more.
@@ -162,20 +168,20 @@ impl Ahead {
         if IDS {
             *self.ids.get_mut(place)? = encoded.held();
         }
-        *self.counts.get_mut(place)? = count as u8;
+        *self.values.get_mut(place)? = encoded.value();
         Some(count)
     }
 
     /// Keeps the ids of a span.
     fn keep_list<const IDS: bool>(&mut self, place: usize, ids: &[u32]) {
-        let (Some(slot), Some(count)) = (self.ids.get_mut(place), self.counts.get_mut(place)) else { return };
+        let (Some(slot), Some(value)) = (self.ids.get_mut(place), self.values.get_mut(place)) else { return };
         if !IDS && let Ok(short) = u8::try_from(ids.len()) {
-            *count = short;
+            *value = value_of(short);
             return;
         }
         if IDS && let Some(room) = slot.get_mut(..ids.len()) {
             room.copy_from_slice(ids);
-            *count = ids.len() as u8;
+            *value = value_of(ids.len() as u8);
             return;
         }
         let start = self.spilled.len();
@@ -183,7 +189,7 @@ impl Ahead {
             self.spilled.extend_from_slice(ids);
         }
         *slot = [start as u32, (start + ids.len()) as u32, 0, 0];
-        *count = 0;
+        *value = 0;
         self.long[place / PART] |= 1 << (place % PART);
     }
 
@@ -256,8 +262,8 @@ impl Ahead {
     /// How many ids some of the spans have that were looked up last.
     #[inline]
     pub(crate) fn count_of(&self, spans: Range<usize>) -> usize {
-        let counts = self.counts.get(spans.clone()).unwrap_or_default();
-        let short: u32 = counts.iter().map(|count| u32::from(*count)).sum();
+        let values = self.values.get(spans.clone()).unwrap_or_default();
+        let short: u32 = values.iter().map(|value| value >> COUNT_SHIFT).sum();
         let long = if self.has_long() { self.count_of_long(spans) } else { 0 };
         short as usize + long
     }
@@ -319,7 +325,7 @@ impl Ahead {
             bits &= bits.wrapping_sub(1);
             (place < end).then_some(place)
         });
-        append_runs(&self.firsts, &self.ids, &self.counts, others, spans, out);
+        append_runs(&self.values, &self.ids, others, spans, out);
     }
 }
 
@@ -337,14 +343,12 @@ impl<const IDS: bool> Work for LookUp<'_, '_, IDS> {
     #[inline(always)]
     fn run(self) -> usize {
         let Self { ahead, sources, text, bounds } = self;
-        ahead.spans = 0;
-        ahead.long = [0; PARTS];
+        ahead.spans = SPANS.min(bounds.len().saturating_sub(1));
+        (ahead.unknown, ahead.others, ahead.long) = ([0; PARTS], [0; PARTS], [0; PARTS]);
         ahead.spilled.clear();
-        let mut count = 0;
-        for part in parts(bounds, PART) {
-            count += ahead.look_up_part::<IDS>(sources, text, part);
-        }
-        count
+        let hot = ahead.ask_hot::<IDS>(sources, text, bounds);
+        let tokens = ahead.ask_tokens(sources);
+        hot + tokens + ahead.ask_larger::<IDS>(sources, text, bounds)
     }
 }
 
@@ -362,6 +366,11 @@ impl Work for AppendHeld<'_> {
     fn run(self) {
         self.ahead.append_held(self.spans, self.out);
     }
+}
+
+/// What `values` has for a span of so many ids that stand elsewhere, or are not wanted.
+fn value_of(count: u8) -> u32 {
+    u32::from(count) << COUNT_SHIFT
 }
 
 /// The places of the bits that are set, in order.

@@ -17,7 +17,7 @@ mod utf8;
 
 use crate::pretokenize::block::{self, Starts};
 use crate::pretokenize::grammar::Grammar;
-pub(crate) use append::{HELD, PADDING, append_runs};
+pub(crate) use append::{COUNT_SHIFT, HELD, PADDING, append_runs};
 use infer_accel_tensor::simd::{Tier, tier};
 pub(crate) use look::{PART, look};
 pub(crate) use prefetch::prefetch;

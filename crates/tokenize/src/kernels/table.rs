@@ -22,6 +22,8 @@ unsafe impl Plain for crate::bpe::token_table::Bucket {}
 unsafe impl Plain for crate::bpe::pair_table::Bucket {}
 // SAFETY: numbers.
 unsafe impl Plain for crate::cache::Bucket {}
+// SAFETY: bytes and numbers.
+unsafe impl<const BYTES: usize> Plain for crate::long_table::Entry<BYTES> {}
 
 /// A slice of fixed length, zero at first.
 pub(crate) struct Table<T: Plain> {
