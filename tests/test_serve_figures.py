@@ -29,7 +29,7 @@ def test_the_table_of_the_first_token_is_that_of_the_record(monkeypatch: pytest.
     assert bench.rendered(page) == page, "python benches/serve_vllm.py --page"
 
 
-@pytest.mark.parametrize("name", ["serve_frontend", "serve_restart"])
+@pytest.mark.parametrize("name", ["serve_block_pool", "serve_frontend", "serve_restart"])
 def test_a_table_is_that_of_its_record(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = load(name, monkeypatch).FIGURES
     page = (ROOT / figures.page).read_text(encoding="utf-8")

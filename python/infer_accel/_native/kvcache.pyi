@@ -115,6 +115,10 @@ class BlockPool:
         """
         Takes a reference from each block.
         """
+    def free_order(self, /) -> Incomplete:
+        """
+        Ids of all free blocks, in the order in which they will be lent out.
+        """
     def ids(self, /, handles: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Incomplete:
         """
         The id of each block.
@@ -122,6 +126,10 @@ class BlockPool:
     def lookup(self, /, hashes: Tensor | Sequence[bytes]) -> Incomplete:
         """
         Handles of the longest run of leading hashes that are cached, each with a reference more.
+        """
+    def peek(self, /, hashes: Tensor | Sequence[bytes]) -> tuple[Incomplete, int]:
+        """
+        Ids of the longest run of leading hashes that are cached, and how many of those blocks nobody holds.
         """
     def pin(self, /, hashes: Tensor | Sequence[bytes], *, seconds: SupportsFloat | SupportsIndex | None = None) -> int:
         """
@@ -134,6 +142,10 @@ class BlockPool:
     def retain(self, /, handles: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
         """
         Adds a reference to each block.
+        """
+    def state_of(self, /, block_id: int) -> "tuple[int, bytes | None]":
+        """
+        References of a block, and its hash if it is cached.
         """
     def stats(self, /) -> tuple[int, int, int, int, int, int, int, int, int]:
         """

@@ -291,6 +291,82 @@ class BlockPool(Retention, EventSource):
         found: int = self._native_pool.cached_prefix(hashes)
         return found
 
+    def peek(self, hashes: Tensor | Sequence[bytes]) -> tuple[npt.NDArray[np.int32], int]:
+        """Return which blocks :meth:`lookup` would find now, and how many of them nobody holds.
+
+        Whoever decides whether a request fits has to know both before anything is taken: a block that nobody holds
+        is among the free ones, and a look-up takes it from there.
+
+        Parameters
+        ----------
+        hashes
+            As for :meth:`lookup`.
+
+        Returns
+        -------
+        numpy.ndarray
+            Ids, int32 of shape ``[found]``. They stay right until the pool is called again.
+        int
+            Blocks among them that have no reference.
+
+        Raises
+        ------
+        ShapeError
+            The hashes have not the digest's length.
+
+        Examples
+        --------
+        >>> from infer_accel.kvcache import hash_blocks
+        >>> pool, hashes = BlockPool(8), hash_blocks(range(48), block_size=16)
+        >>> blocks = pool.alloc(3)
+        >>> pool.cache(blocks, hashes)
+        3
+        >>> pool.free(blocks[2:])
+        >>> pool.peek(hashes)
+        (array([1, 2, 3], dtype=int32), 1)
+        """
+        ids, idle = self._native_pool.peek(hashes)
+        return ids, idle
+
+    def state_of(self, block_id: int) -> tuple[int, bytes | None]:
+        """Return how many references a block has, and its hash if it is cached.
+
+        Parameters
+        ----------
+        block_id
+            A plain id, 0 to `num_blocks` - 1.
+
+        Returns
+        -------
+        tuple
+            References, and the hash or None.
+
+        Raises
+        ------
+        IdError
+            There is no such block.
+        """
+        references, block_hash = self._native_pool.state_of(block_id)
+        return references, block_hash
+
+    def free_order(self) -> npt.NDArray[np.int32]:
+        """Return the ids of all free blocks in the order in which they will be lent out; linear in the pool.
+
+        Returns
+        -------
+        numpy.ndarray
+            int32 of shape ``[free]``.
+
+        Examples
+        --------
+        >>> pool = BlockPool(5)
+        >>> pool.free(pool.alloc(2))
+        >>> pool.free_order()
+        array([1, 2, 3, 4], dtype=int32)
+        """
+        order: npt.NDArray[np.int32] = self._native_pool.free_order()
+        return order
+
     def cached_blocks(
         self,
         token_ids: Tensor | Sequence[int],

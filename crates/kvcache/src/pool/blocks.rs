@@ -92,6 +92,11 @@ impl Blocks {
         self.count + list as u32
     }
 
+    /// Lists that there are, with blocks or without.
+    pub(super) fn num_lists(&self) -> usize {
+        self.entries.len() - self.count as usize
+    }
+
     pub(super) fn num_free(&self) -> u32 {
         self.free
     }
@@ -199,7 +204,7 @@ impl Blocks {
     /// block belongs.
     pub(super) fn check(&self, list_of: impl Fn(u32) -> usize) -> Result<(), String> {
         let mut seen = 0;
-        for list in 0..self.entries.len() - self.count as usize {
+        for list in 0..self.num_lists() {
             let end = self.end_of(list);
             let (mut id, mut previous) = (self.get(end).next, end);
             if (id == end) == (self.occupied >> list & 1 == 1) {

@@ -18,10 +18,12 @@ mod index;
 mod lending;
 mod options;
 mod retention;
+mod view;
 mod walk;
 
 pub use handle::NULL_HANDLE;
 pub use options::{DEFAULT_PRIORITY, Eviction, MAX_PRIORITY, PoolOptions, Retention};
+pub use view::Peek;
 
 use crate::error::KvCacheError;
 use crate::events::EventLog;

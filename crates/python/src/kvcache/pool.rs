@@ -132,6 +132,34 @@ impl BlockPool {
         Ok(PyArray1::from_vec(py, handles))
     }
 
+    /// Ids of the longest run of leading hashes that are cached, and how many of those blocks nobody holds.
+    fn peek<'py>(&self, py: Python<'py>, hashes: ByteTable) -> PyResult<(Bound<'py, PyArray1<i32>>, usize)> {
+        let hashes = self.rows(&hashes)?;
+        let mut ids = vec![0; hashes.len()];
+        let seen = self.call(py, |pool| pool.peek(&hashes, &mut ids))?;
+        ids.truncate(seen.found);
+        Ok((PyArray1::from_vec(py, ids), seen.idle))
+    }
+
+    /// References of a block, and its hash if it is cached.
+    #[pyo3(signature = (block_id) -> "tuple[int, bytes | None]")]
+    fn state_of<'py>(
+        &self,
+        py: Python<'py>,
+        block_id: Count,
+    ) -> PyResult<(u32, Option<Bound<'py, PyBytes>>)> {
+        let digest_len = self.algorithm.digest_len();
+        Ok(self.call(py, |pool| {
+            let (references, hash) = pool.state_of(block_id.0)?;
+            Ok((references, hash.map(|hash| PyBytes::new(py, &hash[..digest_len]))))
+        })?)
+    }
+
+    /// Ids of all free blocks, in the order in which they will be lent out.
+    fn free_order<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        Ok(PyArray1::from_vec(py, self.call(py, |pool| Ok(pool.free_order()))?))
+    }
+
     /// How many leading hashes are cached.
     fn cached_prefix(&self, py: Python<'_>, hashes: ByteTable) -> PyResult<usize> {
         let hashes = self.rows(&hashes)?;

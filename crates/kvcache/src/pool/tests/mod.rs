@@ -196,14 +196,29 @@ proptest! {
                     let hashes: Vec<BlockHash> = short.iter().copied().map(full_hash).collect();
                     let mut handles = vec![0; hashes.len()];
                     let prefix = pool.cached_prefix(&hashes);
+                    let mut ids = vec![-1; hashes.len()];
+                    let seen_before = pool.peek(&hashes, &mut ids).unwrap();
+                    let held_before = model.references.clone();
                     let found = pool.lookup(&hashes, &mut handles).unwrap();
                     prop_assert_eq!(found, prefix);
                     handles.truncate(found);
                     prop_assert_eq!(&handles, &model.lookup(&short));
+                    let looked_up: Vec<i32> = handles.iter().map(|&handle| handle::unpack(handle).0 as i32).collect();
+                    prop_assert_eq!(&ids[..found], &looked_up);
+                    let idle = looked_up.iter().filter(|&&id| held_before[id as usize] == 0).count();
+                    prop_assert_eq!(seen_before, Peek { found, idle });
                     seen.extend(handles);
                 }
             }
             pool.check_invariants().unwrap();
+            let free: Vec<i32> = model.free.iter().map(|&id| id as i32).collect();
+            prop_assert_eq!(pool.free_order(), free);
+            for id in 0..num_blocks {
+                let hash = model.hash_of.get(&id).copied().map(full_hash);
+                let state = (model.references[id as usize], hash.as_ref());
+                prop_assert_eq!(pool.state_of(id as usize).unwrap(), state);
+            }
+            prop_assert_eq!(pool.state_of(num_blocks as usize).unwrap_err().code(), "id.block");
             prop_assert_eq!(pool.num_free(), model.free.len());
             prop_assert_eq!(pool.stats().cached_blocks, model.hash_of.len());
         }
