@@ -40,7 +40,14 @@ def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
         result = call()
     except errors.InferAccelError as error:
         return type(error).__name__, error.code
-    return "done", result.tolist() if isinstance(result, np.ndarray) else result
+    return "done", plain(result)
+
+
+def plain(result: Any) -> Any:
+    """Lists in place of arrays, also within a tuple."""
+    if isinstance(result, tuple):
+        return tuple(map(plain, result))
+    return result.tolist() if isinstance(result, np.ndarray) else result
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -118,6 +125,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.both("advance", self.now)
         self.now = max(self.now, 0.0)
 
+    @rule(block=st.integers(-1, 40))
+    def look(self, block: int) -> None:
+        self.both("state_of", block)
+        self.both("free_order")
+
     @rule()
     def drain_events(self) -> None:
         self.both("drain_events")
@@ -134,6 +146,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(rows=st.lists(st.sampled_from(HASHES), max_size=5), target=handles)
     def lookup(self, rows: list[bytes]) -> Any:
         self.both("cached_prefix", rows)
+        self.both("peek", rows)
         return multiple(*self.both("lookup", rows))
 
     @rule(

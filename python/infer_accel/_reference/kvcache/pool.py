@@ -151,6 +151,24 @@ class BlockPool:
         """Return how many leading hashes are cached."""
         return len(self._prefix(self._rows(hashes)))
 
+    def peek(self, hashes: Tensor | Sequence[bytes]) -> tuple[npt.NDArray[np.int32], int]:
+        """Return which blocks a look-up would find, and how many of them nobody holds."""
+        ids = self._prefix(self._rows(hashes))
+        return np.array(ids, np.int32), sum(self.references[block] == 0 for block in ids)
+
+    def state_of(self, block_id: int) -> tuple[int, bytes | None]:
+        """Return references and hash of a block."""
+        if block_id < 0:
+            raise ArgumentError(f"{block_id} came as a count", code="argument.count")
+        if block_id >= self.num_blocks:
+            raise IdError(f"there is no block {block_id}", code="id.block")
+        found = self._hash_of.get(block_id)
+        return self.references[block_id], None if found is None else found[0]
+
+    def free_order(self) -> npt.NDArray[np.int32]:
+        """Return the free blocks in the order in which they will be lent out."""
+        return np.array([block for _, blocks in sorted(self._free.items()) for block in blocks], np.int32)
+
     def cached_blocks(
         self, token_ids: Tensor | Sequence[int], *, block_size: int, keys: Sequence[Any] | None = None
     ) -> int:
