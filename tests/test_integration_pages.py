@@ -11,7 +11,9 @@ import pytest
 BENCHES = Path(__file__).resolve().parents[1] / "benches"
 
 
-@pytest.mark.parametrize("name", ["serve_transformers", "serve_vllm_lora"])
+@pytest.mark.parametrize(
+    "name", ["serve_kv_events", "serve_lmcache", "serve_sglang", "serve_transformers", "serve_vllm_lora"]
+)
 def test_the_tables_are_those_of_the_record(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHES))
     spec = importlib.util.spec_from_file_location(name, BENCHES / f"{name}.py")

@@ -70,7 +70,10 @@ def test_vllm_decodes_what_is_published() -> None:
 
 @contextlib.contextmanager
 def indexer(workers: str) -> Iterator[Callable[[str, dict[str, Any]], Any]]:
-    """Start Dynamo's indexer, subscribed to workers; gives what asks it."""
+    """Start Dynamo's indexer, subscribed to workers; gives what asks it.
+
+    It listens on all interfaces, which no option changes, as long as the test takes: it knows no tokens but these.
+    """
     port = free_port()
     command = [sys.executable, "-m", "dynamo.indexer", "--block-size", str(BLOCK), "--threads", "1"]
     process = subprocess.Popen(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ _DEADLINE = 5.0
 #: Pages of at least so many bytes are read to where they belong, and written from there. Smaller ones are gathered
 #: first, because a call costs more than to copy them.
 _ALONE = 1 << 17
+#: Threads that read pages which lie apart.
+_READERS = min(4, os.cpu_count() or 1)
 
 
 class PageFiles:
@@ -65,6 +68,7 @@ class PageFiles:
         self._facts = dict(facts)
         self._tier: DiskTier | None = None
         self._lock = threading.Lock()
+        self._readers: ThreadPoolExecutor | None = None
         self._opening: Future[DiskTier] | None = None
         self._refreshing: Future[None] | None = None
         self._complained = self._refreshed = float("-inf")
@@ -86,7 +90,7 @@ class PageFiles:
         if not names:
             return []
         rows = [_bytes_of(page) for page in pages]
-        found = self._try(lambda tier: _loaded(tier, _keys(names), rows), len(rows[0]))
+        found = self._try(lambda tier: self._load(tier, _keys(names), rows), len(rows[0]))
         return [False] * len(names) if found is None else found
 
     def store(self, names: Sequence[str], pages: Sequence[torch.Tensor | npt.NDArray[np.uint8]]) -> bool:
@@ -115,13 +119,34 @@ class PageFiles:
     def close(self) -> None:
         """Make what was stored durable, and close the directory. A second call does nothing."""
         with self._lock:
-            tier, opening = self._tier, self._opening
-            self._tier = self._opening = None
+            tier, opening, readers = self._tier, self._opening, self._readers
+            self._tier = self._opening = self._readers = None
+        if readers is not None:
+            readers.shutdown()
         if tier is not None:
             tier.close()
         elif opening is not None:
             # Nobody waits for it any more.
             opening.add_done_callback(_close_what_came)
+
+    def _load(self, tier: DiskTier, keys: list[bytes], rows: list[npt.NDArray[np.uint8]]) -> list[bool]:
+        runs = list(_runs(rows))
+        if len(runs) == 1:
+            found: list[bool] = tier.load(keys, runs[0][2]).tolist()
+            return found
+        if tier.page_bytes < _ALONE:
+            gathered = np.empty((len(keys), tier.page_bytes), np.uint8)
+            found = tier.load(keys, gathered).tolist()
+            for row, page, is_there in zip(rows, gathered, found, strict=True):
+                if is_there:
+                    row[:] = page
+            return found
+        with self._lock:
+            if self._readers is None:
+                self._readers = ThreadPoolExecutor(_READERS, "infer-accel-read")
+            readers = self._readers
+        loaded = readers.map(lambda run: tier.load(keys[run[0] : run[1]], run[2]).tolist(), runs)
+        return [is_there for run in loaded for is_there in run]
 
     def _present(self, tier: DiskTier, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         keys = _keys(names)
@@ -211,18 +236,6 @@ def _bytes_of(page: torch.Tensor | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint
         raise ArgumentError(message, code="argument.connector_option")
     flat: npt.NDArray[np.uint8] = page.detach().view(-1).view(torch.uint8).numpy()
     return flat
-
-
-def _loaded(tier: DiskTier, keys: list[bytes], rows: list[npt.NDArray[np.uint8]]) -> list[bool]:
-    runs = list(_runs(rows))
-    if len(runs) > 1 and tier.page_bytes < _ALONE:
-        gathered = np.empty((len(keys), tier.page_bytes), np.uint8)
-        found: list[bool] = tier.load(keys, gathered).tolist()
-        for row, page, is_there in zip(rows, gathered, found, strict=True):
-            if is_there:
-                row[:] = page
-        return found
-    return [is_there for first, end, pages in runs for is_there in tier.load(keys[first:end], pages).tolist()]
 
 
 def _stored(tier: DiskTier, keys: list[bytes], rows: list[npt.NDArray[np.uint8]]) -> bool:
