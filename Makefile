@@ -24,7 +24,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python test-gpu test-serve test-scale soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python test-gpu test-serve test-serve-short test-scale soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,16 @@ proof: $(VENV)/.with-test $(VENV)/.with-proof ## LoRA on a real small model besi
 # them, since vLLM is not there.
 test-serve: $(SERVE)/.installed ## the connectors in real engines, on the CPU (20 minutes, 7 GB of packages at first)
 	$(SERVE)/bin/python -m pytest -o timeout=3600 tests/serve
+
+# One proof of each kind: pages (with flipped bits), tokens, adapters, blocks.
+SERVE_SHORT := \
+	tests/serve/test_vllm_connector.py::test_pages_come_back_and_no_token_changes[128] \
+	tests/serve/test_vllm_tokenizer.py::test_vllm_finds_the_mode_and_serves_it \
+	tests/serve/test_vllm_lora.py::test_a_mixed_batch_says_what_each_request_says_alone \
+	tests/serve/test_vllm_block_pool.py::test_a_server_day_is_the_same
+
+test-serve-short: $(SERVE)/.installed ## a subset of test-serve: one proof for each plugin of vLLM (5 minutes once it is installed)
+	$(SERVE)/bin/python -m pytest -o timeout=1200 $(foreach test,$(SERVE_SHORT),'$(test)')
 
 $(SERVE)/.installed: $(VENV)/.maturin $(SOURCES) $(wildcard tests/serve/requirements*.txt) $(shell find python -name '*.py')
 	test -d $(SERVE) || $(PYTHON) -m venv $(SERVE)

