@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from threading import Lock
@@ -73,6 +74,12 @@ class AdapterChecks:
         except InferAccelError as error:
             return str(error)
         return _misfit(adapter, self._base) if self._base is not None else None
+
+
+@functools.cache
+def checks_of(base_dir: str | None) -> AdapterChecks:
+    """Return the checks against a base that this process shares: what one part of an engine read, others know."""
+    return AdapterChecks(base_dir)
 
 
 def _misfit(adapter: Adapter, base: str) -> str | None:

@@ -22,10 +22,14 @@ class Stacks:
 
     def __init__(self) -> None:
         self._packed: dict[int, AdapterStack | None] = {}
+        #: Of each layer, the ranks that the adapter of a slot uses. To find them costs more than to pack.
+        self._ranks: dict[int, dict[int, list[int]]] = {}
 
-    def forget(self, lora_a: tuple[torch.Tensor, ...]) -> None:
-        """Take note that a layer's adapters change."""
-        self._packed.pop(lora_a[0].data_ptr(), None)
+    def forget(self, lora_a: tuple[torch.Tensor, ...], slot: int) -> None:
+        """Take note that the adapter in a slot of a layer changes."""
+        key = lora_a[0].data_ptr()
+        self._packed.pop(key, None)
+        self._ranks.get(key, {}).pop(slot, None)
 
     def get(
         self, lora_a: list[torch.Tensor], lora_b: list[torch.Tensor], scale: float
@@ -33,24 +37,35 @@ class Stacks:
         """Return a layer's adapters; None where none of them changes the layer."""
         key = lora_a[0].data_ptr()
         if key not in self._packed:
-            self._packed[key] = _pack(lora_a, lora_b, scale)
+            self._packed[key] = _pack(lora_a, lora_b, scale, self._ranks.setdefault(key, {}))
         return self._packed[key]
 
 
 STACKS = Stacks()
 
 
-def _pack(lora_a: list[torch.Tensor], lora_b: list[torch.Tensor], scale: float) -> AdapterStack | None:
-    """Pack all slots of a layer, each at the rank that it uses: vLLM fills up to the largest with zeros."""
+def _used_rank(factor_a: torch.Tensor, factor_b: torch.Tensor) -> int:
+    """Return the rank that a pair uses: vLLM fills up to the largest with zeros."""
+    used = (factor_a.any(1) & factor_b.any(0)).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
+
+
+def _pack(
+    lora_a: list[torch.Tensor], lora_b: list[torch.Tensor], scale: float, ranks: dict[int, list[int]]
+) -> AdapterStack | None:
+    """Pack all slots of a layer, each at the ranks that it uses, which are known or are found."""
     entries = []
     for slot in range(lora_a[0].shape[0]):
-        parts = []
-        for a, b in zip(lora_a, lora_b, strict=True):
-            factor_a, factor_b = a[slot].flatten(0, -2), b[slot].flatten(0, -2)
-            used = (factor_a.any(1) & factor_b.any(0)).nonzero()
-            rank = int(used[-1]) + 1 if len(used) else 0
-            parts.append((factor_a[:rank], factor_b[:, :rank], scale) if rank else None)
-        entries.append(parts if any(part is not None for part in parts) else None)
+        pairs = [
+            (a[slot].flatten(0, -2), b[slot].flatten(0, -2)) for a, b in zip(lora_a, lora_b, strict=True)
+        ]
+        if slot not in ranks:
+            ranks[slot] = [_used_rank(*pair) for pair in pairs]
+        parts = [
+            (factor_a[:rank], factor_b[:, :rank], scale) if rank else None
+            for (factor_a, factor_b), rank in zip(pairs, ranks[slot], strict=True)
+        ]
+        entries.append(parts if any(ranks[slot]) else None)
     if not any(entry is not None for entry in entries):
         return None
     return AdapterStack(entries, slices=[int(b.shape[-2]) for b in lora_b])
@@ -118,7 +133,7 @@ def install() -> None:
     @functools.wraps(reset)
     def reset_lora(self: Any, index: int) -> None:  # noqa: ANN401 - vLLM's
         # Every change of a slot begins with this.
-        STACKS.forget(self.lora_a_stacked)
+        STACKS.forget(self.lora_a_stacked, index)
         reset(self, index)
 
     CpuPlatform.get_punica_wrapper = classmethod(lambda _: _NAME)

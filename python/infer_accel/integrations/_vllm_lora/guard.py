@@ -10,7 +10,7 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.v1.engine.input_processor import InputProcessor
 
 from infer_accel.errors import AdapterError
-from infer_accel.integrations._vllm_lora.checks import AdapterChecks, loaded_problem
+from infer_accel.integrations._vllm_lora.checks import checks_of, loaded_problem
 
 if TYPE_CHECKING:
     from vllm.lora.lora_model import LoRAModel
@@ -38,7 +38,7 @@ def install() -> None:
     @functools.wraps(begin)
     def remember(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - vLLM's
         begin(self, vllm_config, *args, **kwargs)
-        self._infer_accel_checks = AdapterChecks(vllm_config.model_config.model)
+        self._infer_accel_checks = checks_of(vllm_config.model_config.model)
 
     @functools.wraps(load)
     def load_adapter(self: Any, lora_request: LoRARequest) -> LoRAModel:  # noqa: ANN401 - vLLM's
@@ -70,7 +70,7 @@ def uninstall() -> None:
 def _request_problem(processor: Any, request: LoRARequest) -> str | None:  # noqa: ANN401 - vLLM's
     checks = getattr(processor, "_infer_accel_checks", None)
     if checks is None:
-        checks = processor._infer_accel_checks = AdapterChecks(processor.vllm_config.model_config.model)  # noqa: SLF001
+        checks = processor._infer_accel_checks = checks_of(processor.vllm_config.model_config.model)  # noqa: SLF001
     try:
         # What has to be fetched is checked by the worker, which fetches it.
         path = request.lora_path
