@@ -200,6 +200,28 @@ fn a_growing_prompt_is_encoded_once() {
     assert!(stats.reused_bytes > 20 * prompt.len() as u64, "{stats:?}");
 }
 
+#[test]
+fn a_part_that_is_there_ends_where_this_text_may_be_cut() {
+    let base = format!("!{}", long(5, 2600));
+    for (name, tokenizer) in tokenizers() {
+        for at in (1025..1060).filter(|at| base.is_char_boundary(*at)) {
+            let cache = PromptCache::new(Arc::clone(tokenizer), 1 << 16);
+            for end in ["x", "s", " ", "\n", "1", "'s", "/", "\u{301}", "漢", &base] {
+                // The last end begins as the text does, which gets a space before it in some files, and this does not. What a
+                // text leaves behind may take the place of the part that the next one begins with.
+                cache.encode(&base, options(false, false)).unwrap();
+                let prompt = format!("{}{end}", &base[..at]);
+                let expected = tokenizer.encode(&prompt, options(false, false)).unwrap();
+                assert_eq!(
+                    cache.encode(&prompt, options(false, false)).unwrap(),
+                    expected,
+                    "{name} {at} {end:?}"
+                );
+            }
+        }
+    }
+}
+
 /// A text of this many bytes or a little more, which does not repeat itself.
 fn long(seed: u64, length: usize) -> String {
     let (mut state, mut text) = (seed, String::new());

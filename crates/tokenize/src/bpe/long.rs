@@ -252,6 +252,24 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// What the shortest pieces do not agree on is tried in longer ones, of characters here, with bytes in between: the
+        /// one way to merge some hundred bytes that knows bytes alone would agree at those.
+        #[test]
+        fn long_tokens_of_characters_between_bytes_are_merged(
+            runs in prop::collection::vec((0..200_usize, 0..4_usize), 1..12), ties in any::<bool>(),
+        ) {
+            let mut tokens: Vec<Token> = (0..=u8::MAX).map(|byte| (vec![byte], u32::from(byte))).collect();
+            tokens.extend((0..8).map(|double| ("é".repeat(1 << double).into_bytes(), 256 + double)));
+            let vocabulary = Vocabulary::new(&tokens).unwrap();
+            let list: Vec<u32> = (257..264).collect();
+            let orders = (0..7).map(|order| if ties { order / 2 * 2 } else { order }).collect();
+            let pairs = Pairs::by_score(&list, orders, &tokens, &vocabulary);
+            let text: String = runs.iter().map(|(long, between)| "é".repeat(*long) + &"😀".repeat(*between)).collect();
+            check(&Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: false }, text.as_bytes(), false)?;
+        }
+    }
+
     /// Holds the pieces against merging at once; `certainly` says that they must come to an end.
     fn check(model: &Model<'_>, text: &[u8], certainly: bool) -> Result<(), TestCaseError> {
         let (mut whole, mut all) = (Vec::new(), Vec::new());
@@ -269,6 +287,25 @@ mod tests {
         }
         prop_assert!(row.is_none_or(|row| row.len() == whole.len()));
         Ok(())
+    }
+
+    #[test]
+    fn tokens_that_only_begin_at_the_same_place_join_nothing() {
+        // Every two bytes merge, those on the right first: the end of the text says where all the pairs begin, far away.
+        let mut tokens: Vec<Token> = (0..=u8::MAX).map(|byte| (vec![byte], u32::from(byte))).collect();
+        let mut list = Vec::new();
+        for right in (1..=u8::MAX).rev() {
+            list.push((u32::from(right) - 1, u32::from(right)));
+            tokens.push((vec![right - 1, right], tokens.len() as u32));
+        }
+        let vocabulary = Vocabulary::new(&tokens).unwrap();
+        let pairs = Pairs::from_list(&list, &tokens, &vocabulary).unwrap();
+        let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
+        for length in 1..=u8::MAX {
+            let text: Vec<u8> = (0..length).collect();
+            check(&model, &text, false).unwrap();
+            check(&model, &text.repeat(5), false).unwrap();
+        }
     }
 
     #[test]
