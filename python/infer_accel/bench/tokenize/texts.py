@@ -89,6 +89,7 @@ def cases(name: str, entrants: Field, corpus: Corpus, *, every: bool) -> Iterato
     hot = [corpus.unseen[:_HOT_CHARACTERS]]
     yield shapes.long(f"encode hot English to an array, {name}", "encode", hot, entrants, repeated=True)
     yield from _messages(name, entrants, shapes.cut(corpus.unseen, _MESSAGE_CHARACTERS))
+    yield from _chat_batches(name, entrants, shapes.cut("".join(corpus.chats), _MESSAGE_CHARACTERS))
 
 
 #: Below this many calls a median says little.
@@ -104,9 +105,20 @@ def _messages(name: str, entrants: Field, messages: list[str]) -> Iterator[Case]
     yield shapes.short(f"count 1 KB, {name}", "count", messages, entrants)
     yield shapes.short(f"encode 1 KB to an array, {name}", "encode", messages, entrants)
     yield shapes.short(f"encode 1 KB to a list, {name}", "encode_list", messages, entrants)
-    batches = [messages[at : at + _BATCH] for at in range(0, len(messages) - _BATCH, _BATCH)]
-    size = f"{_BATCH} × 1 KB, {name}, 2 threads"
+    size, batches = f"{_BATCH} × 1 KB, {name}, 2 threads", _batches(messages)
     yield shapes.batch(f"count a batch of {size}", "count_batch", batches, entrants)
     yield shapes.batch(f"encode a batch of {size}", "encode_batch", batches, entrants)
     yield shapes.decode(f"decode 1 KB, {name}", messages[:_BATCH], entrants)
     yield shapes.decode_batch(f"decode a batch of {size}", batches, entrants)
+
+
+def _chat_batches(name: str, entrants: Field, messages: list[str]) -> Iterator[Case]:
+    """Yield the rows of batches of what people and models write to each other."""
+    if len(messages) > 2 * _BATCH:
+        size, batches = f"{_BATCH} × 1 KB of chats, {name}, 2 threads", _batches(messages)
+        yield shapes.batch(f"count a batch of {size}", "count_batch", batches, entrants)
+        yield shapes.batch(f"encode a batch of {size}", "encode_batch", batches, entrants)
+
+
+def _batches(messages: list[str]) -> list[list[str]]:
+    return [messages[at : at + _BATCH] for at in range(0, len(messages) - _BATCH, _BATCH)]
