@@ -109,9 +109,10 @@ impl Pairs {
             return Err(TokenizeError::malformed(reason));
         }
         let by_id: HashMap<u32, &[u8]> = tokens.iter().map(|(bytes, id)| (*id, bytes.as_slice())).collect();
+        let mut pairs = Self::with_room(list.len(), Made::After(0), vocabulary.ids());
         let mut made = Vec::with_capacity(list.len());
         let mut joined = Vec::new();
-        for (index, &(left, right)) in list.iter().enumerate() {
+        for (index, &(left, right)) in (0..).zip(list) {
             let bytes_of = |id: u32| {
                 by_id.get(&id).copied().ok_or_else(|| {
                     TokenizeError::malformed(format!(
@@ -121,23 +122,18 @@ impl Pairs {
             };
             joined.clear();
             joined.extend_from_slice(bytes_of(left)?);
+            let cut = joined.len();
             joined.extend_from_slice(bytes_of(right)?);
-            made.push(vocabulary.id(&joined).ok_or_else(|| {
+            let id = vocabulary.id(&joined).ok_or_else(|| {
                 let token = String::from_utf8_lossy(&joined).into_owned();
                 TokenizeError::malformed(format!(
                     "merge {index} makes {token:?}, which is not in the vocabulary"
                 ))
-            })?);
+            })?;
+            pairs.insert(left, right, index, (&joined, cut), id);
+            made.push(id);
         }
-        let mut pairs = Self::with_room(list.len(), Made::of(made), vocabulary.ids());
-        for (rank, &(left, right)) in (0..).zip(list) {
-            joined.clear();
-            for part in [left, right] {
-                joined.extend_from_slice(by_id.get(&part).copied().unwrap_or_default());
-            }
-            let cut = vocabulary.length(left);
-            pairs.insert(left, right, rank, (&joined, cut), pairs.made(rank));
-        }
+        pairs.made = Made::of(made);
         pairs.parts = Vec::new();
         Ok(pairs)
     }
