@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import platform
-import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +13,7 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, Schedul
 from vllm.v1.outputs import KVConnectorOutput
 
 from infer_accel.integrations._connector.keys import KeyChain, weights_of
+from infer_accel.integrations._interface import signature_problem, version_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,15 +65,12 @@ def version() -> str:
 
 def interface_problem() -> str | None:
     """Return what is wrong with the engine that is installed, or None."""
-    found = re.match(r"\d+\.\d+", version())
-    minor = found[0] if found else version()
-    if minor not in KNOWN_VERSIONS:
-        return f"vLLM {version()} came; known to work: {', '.join(KNOWN_VERSIONS)}"
-    for name, wanted in _SIGNATURES.items():
-        method = getattr(KVConnectorBase_V1, name, None)
-        names = tuple(inspect.signature(method).parameters)[1:] if method is not None else None
-        if names != wanted:
-            return f"vLLM {version()} has {name}{names}, where {name}{wanted} was expected: a changed build?"
+    signatures = {KVConnectorBase_V1: _SIGNATURES}
+    problem = version_problem("vLLM", version(), KNOWN_VERSIONS) or signature_problem(
+        "vLLM", version(), signatures
+    )
+    if problem is not None:
+        return problem
     for kind, wanted in _FIELDS.items():
         missing = set(wanted) - {field.name for field in dataclasses.fields(kind)}
         if missing:

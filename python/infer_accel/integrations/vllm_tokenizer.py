@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -23,6 +22,7 @@ from vllm.tokenizers.hf import CachedHfTokenizer
 from vllm.tokenizers.registry import TokenizerRegistry, resolve_tokenizer_args
 
 from infer_accel.errors import ArgumentError
+from infer_accel.integrations._interface import version_problem
 from infer_accel.integrations.transformers_tokenizer import DEFAULT_CACHE_BYTES, accelerate
 
 if TYPE_CHECKING:
@@ -77,10 +77,11 @@ def register() -> None:
 
 def problem() -> str | None:
     """Return what is wrong with the vLLM that is installed, or None."""
-    found = re.match(r"\d+\.\d+", str(vllm.__version__))
-    if found is None or found[0] not in _KNOWN_VERSIONS:
-        return f"vLLM {vllm.__version__} came; known to work: {', '.join(_KNOWN_VERSIONS)}"
+    known = version_problem("vLLM", str(vllm.__version__), _KNOWN_VERSIONS)
+    if known is not None:
+        return known
     for registry in (TokenizerRegistry, RENDERER_REGISTRY):
+        # The first parameter is the mode, which each names differently.
         names = tuple(inspect.signature(registry.register).parameters)[1:]
         if names != ("module", "class_name"):
             return (

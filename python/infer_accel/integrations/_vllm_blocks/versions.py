@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-
 import vllm
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator, UnitaryKVCacheCoordinator
@@ -12,9 +9,10 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 
+from infer_accel.integrations._interface import Signatures, signature_problem, version_problem
 from infer_accel.integrations.vllm_block_pool import KNOWN_VERSIONS
 
-_SIGNATURES: dict[type, dict[str, tuple[str, ...]]] = {
+_SIGNATURES: Signatures = {
     BlockPool: {
         "get_cached_block": ("block_hash", "kv_cache_group_ids"),
         "get_new_blocks": ("num_blocks",),
@@ -72,21 +70,11 @@ def version() -> str:
 
 def interface_problem() -> str | None:
     """Return what is wrong with the vLLM that is installed, or None."""
-    found = re.match(r"\d+\.\d+", version())
-    minor = found[0] if found else version()
-    if minor not in KNOWN_VERSIONS:
-        return f"vLLM {version()} came; known to work: {', '.join(KNOWN_VERSIONS)}"
-    for kind, methods in _SIGNATURES.items():
-        for name, wanted in methods.items():
-            method = getattr(kind, name, None)
-            names = tuple(inspect.signature(method).parameters) if method is not None else None
-            # A class method has no `self` to leave out.
-            names = names if names is None or inspect.ismethod(method) else names[1:]
-            if names != wanted:
-                return (
-                    f"vLLM {version()} has {kind.__name__}.{name}{names}, where {name}{wanted} was expected: "
-                    "a changed build?"
-                )
+    problem = version_problem("vLLM", version(), KNOWN_VERSIONS) or signature_problem(
+        "vLLM", version(), _SIGNATURES
+    )
+    if problem is not None:
+        return problem
     if set(KVCacheBlock.__slots__) != set(_BLOCK):
         return f"vLLM {version()} has {sorted(KVCacheBlock.__slots__)} in a KVCacheBlock: a changed build?"
     return None

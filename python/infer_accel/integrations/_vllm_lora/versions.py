@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-
 import vllm
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -12,9 +9,10 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.engine.input_processor import InputProcessor
 
+from infer_accel.integrations._interface import Signatures, signature_problem, version_problem
 from infer_accel.integrations.vllm_lora import KNOWN_VERSIONS
 
-_SIGNATURES: dict[str, dict[type, dict[str, tuple[str, ...]]]] = {
+_SIGNATURES: dict[str, Signatures] = {
     "guard": {
         InputProcessor: {"_validate_lora": ("lora_request",)},
         WorkerLoRAManager: {
@@ -49,22 +47,8 @@ def version() -> str:
 
 def interface_problem(part: str) -> str | None:
     """Return what is wrong with the vLLM that is installed, for one of the plugins; or None."""
-    found = re.match(r"\d+\.\d+", version())
-    minor = found[0] if found else version()
-    if minor not in KNOWN_VERSIONS:
-        return f"vLLM {version()} came; known to work: {', '.join(KNOWN_VERSIONS)}"
-    for kind, methods in _SIGNATURES[part].items():
-        for name, wanted in methods.items():
-            method = getattr(kind, name, None)
-            names = tuple(inspect.signature(method).parameters) if method is not None else None
-            # A class method has no `self` to leave out.
-            names = names if names is None or inspect.ismethod(method) else names[1:]
-            if names != wanted:
-                return (
-                    f"vLLM {version()} has {kind.__name__}.{name}{names}, where {name}{wanted} was expected: "
-                    "a changed build?"
-                )
-    return None
+    known = version_problem("vLLM", version(), KNOWN_VERSIONS)
+    return known or signature_problem("vLLM", version(), _SIGNATURES[part])
 
 
 def install(part: str) -> None:
