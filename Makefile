@@ -11,6 +11,8 @@ SERVE := .venv-serve
 SCALE := .venv-scale
 # `make bench BENCH_ARGS="all --json record.json"` runs the whole comparison.
 BENCH_ARGS ?= --quick
+GPU_ARGS ?=
+WHEEL_FLAGS ?=
 STUBS := python/infer_accel/_native
 NEW_STUBS := $(VENV)/stubs
 
@@ -24,7 +26,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 # What the extension module is made of: a change in any of these builds it again, and nothing else does.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find crates -type f -path '*/src/*' -o -name Cargo.toml)
 
-.PHONY: help bench test test-rust test-python test-gpu test-serve test-serve-short test-scale soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
+.PHONY: help bench test test-rust test-python test-gpu gpu sanitize-gpu test-serve test-serve-short test-scale soak fuzz proof notebooks lint lint-rust lint-python stubs check-stubs docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,7 +46,15 @@ test-python: $(VENV)/.with-test
 
 # Without a GPU every test says so and is skipped.
 test-gpu: $(VENV)/.with-test ## the tests that need a GPU: results beside the CPU's, streams, graphs, the link to the host
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -W default tests/gpu
+
+# Tests, compute-sanitizer, measurements, record, tables, notebook: what passed is kept in target/gpu, so that the same
+# again goes on. `make gpu GPU_ARGS="--minutes 9"` ends in time. A wheel does as well: `python benches/gpu.py`.
+gpu: $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-gpu ## all that a machine with a GPU is asked for: checks, figures, record, tables (20 minutes, goes on)
+	$(BIN)/python benches/gpu.py $(GPU_ARGS)
+
+sanitize-gpu: $(VENV)/.with-test $(VENV)/.with-gpu ## every kernel on a GPU under compute-sanitizer: memcheck and racecheck, a short list of shapes
+	$(BIN)/python benches/gpu.py --only sanitize
 
 soak: $(VENV)/.with-test ## the same tests on new random cases, with the loops of chance (kills, faults, steps) at length
 	cargo test --locked --workspace --exclude infer-accel-python
@@ -116,6 +126,7 @@ lint: lint-rust lint-python ## formatters, clippy, rustdoc, ruff, mypy, stubtest
 lint-rust:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cd fuzz && cargo clippy --locked --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
 # mypy reads the tests too, so what they import must be there.
@@ -142,8 +153,10 @@ check-stubs: $(NEW_STUBS)/.written
 docs: $(VENV)/.with-docs ## the documentation, strict, in site/
 	$(BIN)/mkdocs build --strict
 
+# The wheel asks for the glibc of the machine that builds it. For older ones, with the linker of `pip install ziglang`:
+# `make wheel WHEEL_FLAGS="--zig --compatibility manylinux_2_28"`.
 wheel: $(VENV)/.maturin ## an abi3 wheel and a source distribution, in dist/
-	$(BIN)/maturin build --release --locked --sdist --out dist
+	$(BIN)/maturin build --release --locked --sdist --out dist $(WHEEL_FLAGS)
 
 # The package, installed editable with its extra; the extension is compiled once for all of them.
 $(VENV)/.with-%: $(VENV)/.maturin $(SOURCES)

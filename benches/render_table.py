@@ -5,8 +5,12 @@
 
 No figure in the documentation is typed by hand: the newest record in `benches/record/` is the source of all,
 and a test fails where a page says something else. A page marks the place with `<!-- table: short -->` (or
-`full`) and `<!-- end of table -->`. The full table has every row and every rival. The short one has a row for
-each operation: the case in which it is least ahead of its best rival, so that nobody picks the cherries.
+`full`, or `summary`) and `<!-- end of table -->`. The full table has every row and every rival. The short one has a
+row for each operation: the case in which it is least ahead of its best rival, so that nobody picks the cherries. The
+summary has a row for each part: how many cases there are, and their ratios from the worst over the middle to the best.
+
+Records of GPUs lie in `benches/record/gpu/`, one for each, written by `benches/gpu.py`; all of them are rendered where
+a page says `<!-- table: gpu short -->` or `<!-- table: gpu full -->`.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infer_accel._files import write_text
 from infer_accel.bench.report import format_value
 from infer_accel.bench.rows import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from infer_accel.bench.rows import Row
 
@@ -31,7 +36,8 @@ RECORDS = ROOT / "benches" / "record"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 
 _PLACE = re.compile(
-    r"(?P<begin><!-- table: (?P<form>short|full) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
+    r"(?P<begin><!-- table: (?P<form>short|full|summary|gpu short|gpu full) -->\n).*?(?P<end><!-- end of table -->)",
+    re.DOTALL,
 )
 
 
@@ -45,7 +51,15 @@ def rendered(text: str, page: Path) -> str:
     record = newest_record()
 
     def table(place: re.Match[str]) -> str:
-        lines = _no_record() if record is None else _lines(record, page, full=place["form"] == "full")
+        lines: Iterable[str]
+        if place["form"].startswith("gpu"):
+            lines = _lines_of_gpus(page, full=place["form"] == "gpu full")
+        elif record is None:
+            lines = _no_record()
+        elif place["form"] == "summary":
+            lines = _summary(read_rows(record))
+        else:
+            lines = _lines(record, page, full=place["form"] == "full")
         return place["begin"] + "\n".join(lines) + "\n" + place["end"]
 
     return _PLACE.sub(table, text)
@@ -60,6 +74,17 @@ def _no_record() -> list[str]:
     return ["*No record is committed yet; `make bench` measures the machine in front of you.*"]
 
 
+def _lines_of_gpus(page: Path, *, full: bool) -> Iterator[str]:
+    """Yield the tables of every GPU that there is a record of."""
+    records = sorted((RECORDS / "gpu").glob("*.json"))
+    if not records:
+        yield "*No record of a GPU is committed yet; `make gpu` makes one of the GPU in front of you.*"
+    for place, record in enumerate(records):
+        if place:
+            yield ""
+        yield from _lines(record, page, full=full)
+
+
 def _lines(record: Path, page: Path, *, full: bool) -> Iterator[str]:
     yield _provenance(record, page)
     for part, group in groupby(read_rows(record), key=lambda row: row.part):
@@ -67,6 +92,20 @@ def _lines(record: Path, page: Path, *, full: bool) -> Iterator[str]:
         yield from (_full_table if full else _short_table)(part, list(group))
     yield ""
     yield from _notes(_machine(record), full=full)
+
+
+def _summary(rows: Sequence[Row]) -> Iterator[str]:
+    yield ""
+    yield "| against the best rival of each case | cases | the worst | half are at least | the best | behind it |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for part, group in groupby(rows, key=lambda row: row.part):
+        ratios = sorted(row.ratio for row in group if row.ratio is not None)
+        if ratios:
+            # The lower of the two in the middle, where there are two.
+            half = ratios[(len(ratios) - 1) // 2]
+            behind = sum(ratio < 1 for ratio in ratios)
+            yield _cells(part, str(len(ratios)), *map(_ratio, (ratios[0], half, ratios[-1])), str(behind))
+    yield ""
 
 
 def _full_table(part: str, rows: Sequence[Row]) -> Iterator[str]:
@@ -113,17 +152,28 @@ def _range(cases: Sequence[Row]) -> str:
 
 def _provenance(record: Path, page: Path) -> str:
     machine = _machine(record)
-    run = f"infer-accel bench{' --quick' if machine['quick'] else ''} --json FILE"
     rivals = ", ".join(f"{name} {number}" for name, number in machine["rivals"].items())
     # The site is built of docs/ alone: from there the record is named, not linked.
     path = record.relative_to(ROOT).as_posix()
     inside = page.parent == ROOT
     name = f"[`{path}`]({os.path.relpath(record, page.parent)})" if inside else f"`{path}`"
+    run = "make gpu" if "gpu" in machine else f"infer-accel bench{' --quick' * machine['quick']} --json FILE"
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, tier {machine['simd']['used']}, {machine['system']}, "
-        f"{machine['python']}; {str(machine['date'])[:10]}. "
+        f"{_measured_on(machine)}, {machine['system']}, {machine['python']}; {str(machine['date'])[:10]}. "
         f"Rivals: {rivals or 'none'}. `{run}`, record {name}."
     )
+
+
+def _measured_on(machine: dict[str, Any]) -> str:
+    processor = f"{machine['cpu']}, {machine['cores']} cores"
+    gpu = machine.get("gpu")
+    if gpu is None:
+        return f"{processor}, tier {machine['simd']['used']}"
+    checks = "; ".join(f"{name}: {said}" for name, said in machine.get("checks", {}).items())
+    versions = f"torch {gpu['torch']}, Triton {gpu['triton']}, CUDA {gpu['cuda_runtime']}"
+    driver = gpu.get("driver_release") or gpu.get("driver") or "unknown"
+    commit = str(machine["commit"])[:10]
+    return f"**{gpu['name']}**, driver {driver}, {versions}, commit {commit} ({checks}); {processor}"
 
 
 def _notes(machine: dict[str, Any], *, full: bool) -> Iterator[str]:
@@ -158,7 +208,7 @@ def main() -> None:
         before = page.read_text(encoding="utf-8")
         after = rendered(before, page)
         if after != before:
-            page.write_text(after, encoding="utf-8")
+            write_text(page, after)
             print(f"wrote {page.relative_to(ROOT)}")
 
 

@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infer_accel._files import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -332,10 +334,10 @@ def main() -> None:
         rows = {"shared": shared, "bulk": bulk}[options.what]()
         RECORDS.mkdir(parents=True, exist_ok=True)
         content = {"machine": machine(), "rows": rows}
-        (RECORDS / f"{options.what}.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_text(RECORDS / f"{options.what}.json", json.dumps(content, indent=1) + "\n")
         print(table_of(options.what, content))
     if options.page:
-        PAGE.write_text(rendered(PAGE.read_text()))
+        write_text(PAGE, rendered(PAGE.read_text()))
 
 
 if __name__ == "__main__":

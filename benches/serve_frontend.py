@@ -1,7 +1,6 @@
 """Times the front end of a server on agents' conversations that grow: template, tokens, count, on one core.
 
-    python benches/serve_frontend.py --json benches/record/serve/frontend.json   # transformers, and fastokens if there
-    python benches/serve_frontend.py --page           # writes the record into docs/integrations/vllm-tokenizer.md
+Needs transformers; fastokens has a row where it is installed; `benches/engine_bench.py` says how to run.
 
 Each contender is a process of its own that makes the calls which vLLM makes for a request to `/v1/chat/completions`:
 `apply_chat_template(…, tokenize=False)`, then the tokenizer on the prompt, then the number of its ids. The prompts and
@@ -11,24 +10,25 @@ at random (Poisson), so that 99 of 100 are answered within a fixed time, waiting
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
-import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from serve_figures import Figures, machine  # noqa: E402 - found by the line above
+import engine_bench  # noqa: E402 - found by the line above
 from tests.serve.engine import model as model_directory  # noqa: E402
 from tests.serve.engine import text  # noqa: E402
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
 
 AGENTS, TURNS = 8, 24
 #: Characters of what an agent is told at first, of what tools answer, and of what it says itself.
@@ -114,18 +114,14 @@ def rate(times: list[float], limit: float) -> float:
     return low if low > high / 1e6 else 0.0
 
 
-def measure(model: str, prefix: list[str]) -> list[dict[str, object]]:
+def measure(model: str, prefix: str) -> list[dict[str, object]]:
     """Return a row for each contender that is installed."""
     came = {}
     for name in CONTENDERS:
         if name == "fastokens" and importlib.util.find_spec("fastokens") is None:
             print("no row for fastokens: pip install fastokens", file=sys.stderr)
             continue
-        command = [*prefix, sys.executable, __file__, "--contend", name, "--model", model]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, env=os.environ | {"TOKENIZERS_PARALLELISM": "0"}
-        )
-        came[name] = json.loads(done.stdout.splitlines()[-1])
+        came[name] = BENCH.child(name, model, prefix=prefix, TOKENIZERS_PARALLELISM="0")
     expected = came["transformers"]
     rows: list[dict[str, object]] = []
     for name, found in came.items():
@@ -182,45 +178,32 @@ def table(record: dict) -> str:
         )
         + f"; template and tokens together {_whole(theirs) / _whole(ours):,.0f} times less."
     )
-    return "\n".join([*lines, "", closing]) + "\n"
+    return "\n".join([*lines, "", closing, "", BENCH.named()]) + "\n"
 
 
 def _whole(row: dict) -> float:
     return row["render_ms"] + row["encode_ms"]
 
 
-FIGURES = Figures("frontend.json", "docs/integrations/vllm-tokenizer.md", table)
+BENCH = engine_bench.Bench(
+    __file__, __doc__, "frontend", "docs/integrations/vllm-tokenizer.md", table, starts_processes=True
+)
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--model", help="a directory with a tokenizer and a chat template; SmolLM2's by default"
-    )
-    parser.add_argument(
-        "--prefix", default="", help="what each contender is started with, such as `taskset -c 2`"
-    )
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    parser.add_argument("--contend", choices=list(CONTENDERS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.page:
-        FIGURES.write_page()
-        return
-    model = options.model or model_directory()
-    if options.contend:
-        print(json.dumps(contend(options.contend, model)))
-        return
-    rows = measure(model, options.prefix.split())
-    named = "SmolLM2's tokenizer and template" if options.model is None else Path(model).name
-    record = {"machine": machine("transformers", "tokenizers", model=named), "rows": rows}
-    print(table(record))
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+def phases(options: argparse.Namespace) -> dict[str, Callable[[], list[dict]]]:
+    """Return what is measured: all contenders, which are held against each other."""
+    return {"all": lambda: measure(options.model or model_directory(), options.prefix)}
+
+
+def where(options: argparse.Namespace) -> dict[str, object]:
+    """Return the machine and the model."""
+    named = "SmolLM2's tokenizer and template" if options.model is None else Path(options.model).name
+    return engine_bench.machine("transformers", "tokenizers", model=named)
 
 
 if __name__ == "__main__":
-    main()
+    PARSER = BENCH.parser()
+    PARSER.add_argument(
+        "--model", help="a directory with a tokenizer and a chat template; SmolLM2's by default"
+    )
+    BENCH.run(phases, where, child=lambda arguments: contend(*arguments), parser=PARSER)

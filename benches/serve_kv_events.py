@@ -1,23 +1,19 @@
 """Times KV events from the cache to a subscriber: by vLLM's own manager and publisher, and by ours.
 
-    python benches/serve_kv_events.py           # prints
-    python benches/serve_kv_events.py --keep    # and writes the record and docs/integrations/kv-events.md
-    python benches/serve_kv_events.py --page    # only writes the record into the page
+Runs in the environment of `make test-serve`; `benches/engine_bench.py` says how.
 
-Runs in the environment of `make test-serve`. New prompts, their hashes given, take turns in a cache that holds a part
-of them, so that each stores its blocks and evicts others; one message a prompt goes over a socket to another process.
-Before a figure is believed, that process has decoded all messages of both with vLLM's classes: hashes, parents, tokens
-and removed blocks are the same.
+New prompts, their hashes given, take turns in a cache that holds a part of them, so that each stores its blocks and
+evicts others; one message a prompt goes over a socket to another process. Before a figure is believed, that process has
+decoded all messages of both with vLLM's classes: hashes, parents, tokens and removed blocks are the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,12 +21,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from engine_pages import Page, machine
+import engine_bench  # noqa: E402 - found by the line above
+from tests.serve import supervised  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import argparse
+    from collections.abc import Callable, Iterator
 
 #: Tokens of a block, blocks of a prompt, prompts, prompts that the cache holds.
 BLOCK, HELD = 16, 16
@@ -65,11 +64,14 @@ def table(record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGE = Page("kv-events", "docs/integrations/kv-events.md", table)
+BENCH = engine_bench.Bench(
+    __file__, __doc__, "kv-events", "docs/integrations/kv-events.md", table, {"turns": 5}
+)
 
 
-def listen(endpoint: str, messages: int) -> None:
+def listen(arguments: list[str]) -> None:
     """Receive messages, then say what was in them: in a process of its own."""
+    endpoint, messages = arguments[0], int(arguments[1])
     import msgspec
     import zmq
 
@@ -106,16 +108,15 @@ def listen(endpoint: str, messages: int) -> None:
 @contextlib.contextmanager
 def subscribed(endpoint: str, messages: int) -> Iterator[subprocess.Popen[str]]:
     """Start a subscriber, and wait until its subscription has arrived."""
-    command = [sys.executable, __file__, "--listen", endpoint, str(messages)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, "--child", endpoint, str(messages)]
+    process = supervised.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.5)
         yield process
     finally:
-        process.kill()
-        process.wait()
+        supervised.end(process)
 
 
 def prompts_of(blocks: int, prompts: int) -> tuple[list[Any], list[Any]]:
@@ -201,37 +202,18 @@ def measure(way: str, blocks: int, prompts: int, *, decode: bool = False) -> tup
     return {name: value / work for name, value in figures.items()} | {"rate": work / seconds}, decoded
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--keep", action="store_true", help="write the record and the page")
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    parser.add_argument("--turns", type=int, default=5, help="how often each has its turn")
-    parser.add_argument("--listen", nargs=2, metavar=("ENDPOINT", "MESSAGES"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.page:
-        PAGE.write()
-        return
-    if options.listen:
-        listen(options.listen[0], int(options.listen[1]))
-        return
+def phases(options: argparse.Namespace) -> dict[str, Callable[[], Iterator[dict]]]:
+    """Return what is measured: each length of prompts."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    rows: list[dict[str, Any]] = []
-    for blocks, prompts in CASES:
+
+    def times(blocks: int, prompts: int) -> Iterator[dict]:
         told = {way: measure(way, blocks, prompts, decode=True)[1] for way in WAYS}
         assert told["vllm"] == told["ours"], told
-        turns = [{way: measure(way, blocks, prompts)[0] for way in WAYS} for _ in range(options.turns)]
-        row: dict[str, Any] = {"blocks": blocks, "prompts": prompts, "validated": True}
-        for way in WAYS:
-            row[way] = {part: statistics.median(turn[way][part] for turn in turns) for part in turns[0][way]}
-        rows.append(row)
-    where = machine("vllm", "pyzmq", "msgspec")
-    print(table({"machine": where, "rows": rows}))
-    if options.keep:
-        PAGE.keep(where, rows)
+        taken = engine_bench.in_turns(WAYS, options.turns, lambda way: measure(way, blocks, prompts)[0])
+        yield {"blocks": blocks, "prompts": prompts, "validated": True, **taken}
+
+    return {str(blocks): functools.partial(times, blocks, prompts) for blocks, prompts in CASES}
 
 
 if __name__ == "__main__":
-    main()
+    BENCH.run(phases, lambda _: engine_bench.machine("vllm", "pyzmq", "msgspec"), child=listen)

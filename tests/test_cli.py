@@ -380,10 +380,109 @@ class TestWrongCalls:
         assert run("bench", "--json", "/proc/record.json").exit_code == 2
 
     def test_a_picture_without_matplotlib(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("infer_accel.cli.bench.find_spec", lambda _: None)
+        monkeypatch.setattr("infer_accel.cli.output.find_spec", lambda _: None)
         result = run("bench", "--plot", tmp_path / "rows.png")
         assert result.exit_code == 2
         assert "pip install 'infer-accel[bench]'" in result.stderr
+
+
+class TestTheCore:
+    @pytest.mark.parametrize("command", [["info"], ["bench", "lora"], ["replay"]], ids=lambda value: value[0])
+    def test_one_that_cannot_be_loaded_is_told_in_one_line(self, command: list[str]) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "infer_accel", *command],
+            env=os.environ | {"INFER_ACCEL_SIMD": "mmx"}, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "INFER_ACCEL_SIMD=mmx names no tier" in line
+        assert "[backend.missing]" in line
+
+
+class TestFilesOfResults:
+    @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+    @pytest.mark.parametrize("arguments", [["replay", "--requests", "5"], ["info", "--no-measure", "--json"]])
+    def test_an_output_without_space_ends_in_one_line(self, arguments: list[str]) -> None:
+        with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 - a device
+            done = subprocess.run(
+                [sys.executable, "-m", "infer_accel", *arguments],
+                stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == ["error: a read or a write failed: No space left on device"]
+
+    @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+    def test_a_pipe_is_written_and_not_replaced(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            assert run("replay", "--requests", 5, "--json", pipe).exit_code == 0
+            assert json.loads(os.read(reader, 1 << 16))["requests"] == 5
+        finally:
+            os.close(reader)
+        assert pipe.is_fifo()
+        assert entries(tmp_path) == {"pipe"}
+
+    def test_a_link_stays_and_its_file_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "latest.json").symlink_to("kept/report.json")
+        assert run("replay", "--requests", 5, "--json", tmp_path / "latest.json").exit_code == 0
+        assert (tmp_path / "latest.json").is_symlink()
+        assert json.loads((tmp_path / "kept" / "report.json").read_text())["requests"] == 5
+
+    def test_a_trace_is_not_replaced_by_its_report(self, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.jsonl"
+        trace.write_text('{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [1]}\n')
+        before = trace.read_bytes()
+        result = run("replay", trace, "--json", trace)
+        assert result.exit_code == 2
+        assert "is part of" in result.stderr
+        assert trace.read_bytes() == before
+
+    @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+    def test_a_device_that_is_full_is_named(self) -> None:
+        result = run("replay", "--requests", 5, "--json", "/dev/full")
+        assert result.exit_code == 2
+        assert "cannot write /dev/full: No space left" in result.stderr
+
+    @pytest.mark.parametrize("command", [["bench", "lora", "--quick"], ["replay", "--requests", "5"]])
+    def test_a_picture_is_a_png(self, tmp_path: Path, command: list[str]) -> None:
+        pytest.importorskip("matplotlib")
+        result = run(*command, "--plot", tmp_path / "curve.txt")
+        assert result.exit_code == 2
+        assert "name it curve.png" in " ".join(result.stderr.split())
+        assert run("replay", "--requests", 5, "--plot", tmp_path / "curve.png").exit_code == 0
+        assert entries(tmp_path) == {"curve.png"}
+
+    def test_a_trace_that_is_wrong_is_named_with_its_code(self, tmp_path: Path) -> None:
+        (tmp_path / "empty.jsonl").touch()
+        result = run("replay", tmp_path / "empty.jsonl")
+        assert result.exit_code == 2
+        assert "empty.jsonl: line 1 of the trace" in result.stderr
+        assert "[argument.trace]" in result.stderr
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["replay", "--seed", "-1"],
+            ["replay", "--seed", str(2**64)],
+            ["replay", "--bytes-per-token", "-1"],
+            ["count", "FILE", "-t", "FILE", "--threads", "-1"],
+            ["count", "FILE", "-t", "FILE", "--threads", "0"],
+            ["count", "FILE", "-t", "FILE", "--threads", str(2**64)],
+            ["count", "FILE", "-t", "FILE", "--limit", "-1"],
+            ["merge", "FILE", "FILE", "-o", "OUT", "--threads", "-1"],
+            ["merge", "FILE", "FILE", "-o", "OUT", "--rank", "-1"],
+            ["merge", "FILE", "FILE", "-o", "OUT", "--seed", str(2**64)],
+            ["unmerge", "FILE", "FILE", "-o", "OUT", "--threads", "-1"],
+        ],
+        ids=" ".join,
+    )
+    def test_a_number_out_of_range_is_named_with_its_option(self, options: list[str]) -> None:
+        result = run(*options)
+        assert result.exit_code == 2
+        assert f"for '{options[-2]}'" in result.stderr
 
 
 class TestInfo:

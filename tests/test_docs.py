@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import json
 import re
-import sys
 import textwrap
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.scripts import ROOT, loaded
 
 from infer_accel import errors
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
@@ -192,6 +191,18 @@ def test_every_environment_variable_is_explained() -> None:
 # Links ------------------------------------------------------------------------------------------------------
 
 
+def test_files_are_shown_where_pages_ask_for_them() -> None:
+    """A formatter of code must not have changed the mark, or the site shows the mark in place of the file."""
+    marks = [
+        line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines() if "--8" in line
+    ]
+    assert marks
+    for mark in marks:
+        found = re.fullmatch(r'--8<-- "(.+)"', mark)
+        assert found is not None, mark
+        assert (ROOT / found[1]).is_file(), mark
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
@@ -203,13 +214,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def render_table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_table", ROOT / "benches" / "render_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("render_table")
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
@@ -264,6 +269,9 @@ def test_the_newest_record_is_rendered(
     row = r"| copy 4 KiB \| a | **10.0** GB/s | torch 5.00, numpy 2.00 | ×2.00 | 20.0 | 50% |"
     assert row in full.splitlines()
     assert "8 KiB" in full
+    summary = render_table.rendered(page.format("summary"), tmp_path / "README.md")
+    assert "| kvcache | 2 | ×2.00 | ×2.00 | ×10.0 | 0 |" in summary.splitlines()
+    assert "lora" not in summary, "a part without rivals has nothing to say"
     for text in (short, full):
         assert "not measured against: vllm" in text
         assert text.startswith("before\n")

@@ -170,5 +170,30 @@ def test_a_pool_without_events_is_told() -> None:
     with pytest.raises(ArgumentError, match="event_bytes") as caught:
         KvEventPublisher(BlockPool(8))
     assert caught.value.code == "argument.events"
-    with pytest.raises(ArgumentError, match="interval=0"):
-        KvEventPublisher(managed(), interval=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"interval": 0},
+        {"interval": float("nan")},
+        {"interval": float("inf")},
+        {"buffer_steps": -1},
+        {"buffer_steps": 1 << 70},
+        {"hashes": "hex"},
+        {"data_parallel_rank": -1},
+        {"data_parallel_rank": 1 << 40},
+    ],
+    ids=str,
+)
+def test_what_would_end_the_thread_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(options))) as caught:
+        KvEventPublisher(managed(), "tcp://127.0.0.1:0", **options)
+    assert caught.value.code == "argument.events"
+
+
+def test_a_closed_publisher_still_names_its_endpoints() -> None:
+    publisher = KvEventPublisher(managed(), "tcp://127.0.0.1:0", replay_endpoint="tcp://127.0.0.1:0")
+    publisher.close()
+    assert publisher.endpoint.startswith("tcp://127.0.0.1:")
+    assert publisher.replay_endpoint is not None

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from infer_accel.errors import ArgumentError
+from infer_accel.errors import ArgumentError, InternalError
 from infer_accel.integrations._page_files import PageFiles
 
 SIZE = 64
@@ -43,6 +46,65 @@ def test_what_was_stored_is_found_after_a_restart(tmp_path: Path) -> None:
     assert second.load(["a", "x", "c", "b"], target) == [True, False, True, True]
     assert [int(page[0]) for page in target] == [1, 0, 3, 2]
     second.close()
+
+
+@pytest.mark.parametrize("size", [1 << 10, 1 << 17])
+def test_pages_that_lie_apart(tmp_path: Path, size: int) -> None:
+    drawn = random.Random(size)
+    # Some follow each other, some lie at one distance, the others anywhere; not in the order of their names.
+    places = [0, 1, 2, 5, 7, 9, 11, 16, 20, 22, 3, 30]
+    memory = torch.randint(0, 256, (31 * size,), dtype=torch.uint8)
+    given = [memory[place * size : (place + 1) * size] for place in places]
+    names = [str(place) for place in places]
+    files = PageFiles({"root_dir": str(tmp_path), "capacity_bytes": 1 << 26}, {})
+    assert files.store(names, given)
+    for turn in range(8):
+        asked = drawn.sample([*names, "no", "none"], 12 - turn % 3)
+        target = torch.zeros(60 * size, dtype=torch.uint8)
+        room = sorted(drawn.sample(range(60), len(asked))) if turn % 2 else list(range(len(asked)))
+        found = files.load(asked, [target[place * size : (place + 1) * size] for place in room])
+        assert found == [name in names for name in asked]
+        expected = torch.zeros_like(target)
+        for name, place in zip(asked, room, strict=True):
+            if name in names:
+                expected[place * size : (place + 1) * size] = given[names.index(name)]
+        assert torch.equal(target, expected)
+    files.close()
+
+
+def test_nobody_writes_to_pages_after_a_call_that_failed(tmp_path: Path) -> None:
+    class Tier:
+        page_bytes = 1 << 17
+        busy = 0
+
+        def load(self, keys: list[bytes], rows: Any, num_threads: int) -> Any:
+            if keys == [b"0"]:
+                raise InternalError("this one fails at once")
+            self.busy += 1
+            time.sleep(0.05)
+            self.busy -= 1
+            return np.ones(len(keys), bool)
+
+    files = PageFiles({"root_dir": str(tmp_path), "capacity_bytes": 1 << 24}, {})
+    tier = Tier()
+    runs = [(place, place + 1, np.zeros((1, tier.page_bytes), np.uint8)) for place in range(8)]
+    with pytest.raises(InternalError):
+        files._load_runs(tier, [str(place).encode() for place in range(8)], runs)  # type: ignore[arg-type]
+    assert tier.busy == 0
+    files.close()
+
+
+def test_pages_of_two_sizes_are_not_loaded(tmp_path: Path) -> None:
+    files = opened(tmp_path)
+    assert files.store(["a"], pages(1, 1))
+    assert files.load(["a", "b"], [empty(1)[0], torch.zeros(2 * SIZE, dtype=torch.bfloat16)]) == [
+        False,
+        False,
+    ]
+    assert "all must be of one size" in files.last_failure
+    with pytest.raises(ArgumentError, match="in one piece"):
+        files.load(["a"], [torch.zeros(SIZE, 2, dtype=torch.bfloat16)[:, 0]])
+    files.close()
 
 
 def test_another_process_sees_it(tmp_path: Path) -> None:

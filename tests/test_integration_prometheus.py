@@ -49,6 +49,8 @@ def test_names_that_prometheus_would_not_take() -> None:
         with pytest.raises(errors.ArgumentError) as caught:
             StatsCollector({bad: kvcache.BlockPool(8)})
         assert caught.value.code == "argument.metric_name"
+    with pytest.raises(errors.ArgumentError, match="'source'"):
+        StatsCollector({"kv_pool": kvcache.BlockPool(8)}, labels={"source": "a"})
 
 
 class Shared:

@@ -231,3 +231,42 @@ def test_an_inherited_cache_refuses(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert found_in(cache, [1]) == [True]
     cache.close()
+
+
+class BrokenTier:
+    """A tier that breaks its promise: a load raises what no tier may raise, or says too little."""
+
+    page_bytes = PAGE
+
+    def __init__(self, answer: np.ndarray | None) -> None:
+        self._answer = answer
+
+    def load(self, *_: Any, **__: Any) -> np.ndarray:
+        if self._answer is None:
+            raise KeyError("no such page")
+        return self._answer
+
+    def store(self, keys: Any, pages: Any) -> int:
+        return len(pages)
+
+    def contains(self, keys: Any) -> np.ndarray:
+        return np.zeros(len(keys), np.bool_)
+
+    def flush(self) -> None: ...
+    def refresh(self) -> None: ...
+    def stats(self) -> object: ...
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("answer", [None, np.ones(7, np.bool_)], ids=["raises", "of another shape"])
+def test_nobody_waits_for_ever_for_a_tier_that_breaks_its_promise(answer: np.ndarray | None) -> None:
+    cache = kvcache.TieredCache(BrokenTier(answer), host_pages=4)
+    for _ in range(2):  # the thread that brings pages has to outlive the first failure
+        assert cache.prefetch([key(1)]) == 1
+        waiting = threading.Thread(target=cache.wait_for_prefetches, daemon=True)
+        waiting.start()
+        waiting.join(10)
+        assert not waiting.is_alive()
+    assert cache.stats().prefetched_pages == 0
+    assert cache.store([key(2)], pages([2])).all()
+    cache.close()

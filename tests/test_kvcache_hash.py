@@ -174,6 +174,24 @@ def test_a_parent_may_be_a_row() -> None:
         assert (continued[0] == hashes[1]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.int8])
+def test_a_parent_of_other_numbers_is_refused(dtype: Any) -> None:
+    parent = kvcache.hash_blocks(range(16), block_size=16)[0].astype(dtype)
+    with pytest.raises(errors.DTypeError) as caught:
+        kvcache.hash_blocks(range(16), block_size=16, parent=parent)
+    assert caught.value.code == "dtype.bytes"
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "xxhash"])
+def test_keys_nested_without_end_are_refused(algorithm: Any) -> None:
+    key: tuple[Any, ...] = ()
+    for _ in range(100_000):
+        key = (key,)
+    with pytest.raises(errors.ArgumentError) as caught:
+        kvcache.hash_blocks(range(16), block_size=16, algorithm=algorithm, extra_keys=[key])
+    assert caught.value.code == "argument.extra_keys_depth"
+
+
 BAD_CALLS: list[tuple[dict[str, Any], type[errors.InferAccelError], str]] = [
     ({"token_ids": [1, -1]}, errors.IdError, "id.token"),
     ({"token_ids": [1 << 32, 1]}, errors.IdError, "id.token"),

@@ -179,6 +179,16 @@ def test_bad_pages() -> None:
         (lambda: layout.pack(pages.astype(np.float32)), "layout.dtype"),
         (lambda: layout.unpack(np.zeros((3, layout.record_bytes), np.uint8), pages), "shape.records"),
         (lambda: layout.pack(pages, np.zeros((16, layout.record_bytes - 1), np.uint8)), "shape.records"),
+        (lambda: layout.pack([1]), "dtype.not_a_tensor"),  # type: ignore[arg-type]
+        (lambda: layout.pack(pages, [1]), "dtype.not_a_tensor"),  # type: ignore[arg-type]
+        (lambda: layout.unpack([1], pages), "dtype.not_a_tensor"),  # type: ignore[arg-type]
+        (lambda: layout.pack(torch.zeros(pages.shape, dtype=torch.float16, device="meta")), "layout.export"),
+        (
+            lambda: layout.pack(torch.zeros(pages.shape, dtype=torch.float16).requires_grad_()),
+            "gradient.recorded",
+        ),
+        (lambda: layout.record_keys(np.zeros(4, np.uint8)), "shape.keys"),
+        (lambda: layout.record_keys(np.zeros((2, 4), np.int64)), "dtype.bytes"),
         (lambda: layout.for_rank(3, 3), "argument.head_range"),
         (lambda: layout.for_rank(0, 3), "argument.head_range"),
     ]

@@ -255,6 +255,7 @@ def test_running_out_takes_nothing() -> None:
         ({"num_blocks": 1 << 40}, "argument.num_blocks"),
         ({"num_blocks": 1 << 80}, "argument.count"),
         ({"num_blocks": 8, "block_size": 0}, "argument.block_size"),
+        ({"num_blocks": 8, "block_size": (1 << 24) + 1}, "argument.block_size"),
         ({"num_blocks": 8, "algorithm": "md5"}, "argument.algorithm"),
         ({"num_blocks": 8, "eviction": "fifo"}, "argument.eviction"),
     ],
@@ -263,6 +264,11 @@ def test_pools_that_cannot_be(arguments: dict[str, Any], code: str) -> None:
     with pytest.raises(errors.ArgumentError) as caught:
         kvcache.BlockPool(**arguments)
     assert caught.value.code == code
+
+
+def test_a_block_size_is_a_whole_number() -> None:
+    with pytest.raises(TypeError):
+        kvcache.BlockPool(8, block_size=2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from infer_accel import errors, kvcache
 from infer_accel.tokenize import Tokenizer
@@ -72,6 +73,10 @@ def test_short_and_empty_prompts(tokenizer: Tokenizer) -> None:
         ([-1] * 16, {}, errors.IdError, "id.token"),
         ([[1]], {}, errors.ShapeError, "shape.token_ids"),
         ([0.5], {}, errors.DTypeError, "dtype.ids"),
+        ([1 << 31] * 16, {}, errors.IdError, "id.token"),
+        ([0, (1 << 32) - 1], {}, errors.IdError, "id.token"),
+        (torch.ones(16, requires_grad=True), {}, errors.DTypeError, "dtype.ids"),
+        (np.array(3), {}, errors.ShapeError, "shape.token_ids"),
     ],
 )
 def test_bad_prompts(tokenizer: Tokenizer, prompt: Any, options: Any, error: Any, code: str) -> None:

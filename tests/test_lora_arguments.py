@@ -75,6 +75,38 @@ MERGES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
         lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), out=z(4, 6, dtype=np.int8)),
         errors.DTypeError, "dtype.unsupported", "out is of int8; allowed: float32, float16,",
     ),
+    "swapped bytes": (
+        lambda: lora.merge_weights(z(4, 6), z(2, 6, dtype=">f4"), z(4, 2)),
+        errors.LayoutError, "layout.byte_order", ">f4",
+    ),
+    "complex": (
+        lambda: lora.merge_weights(z(4, 6, dtype=np.complex64), z(2, 6), z(4, 2)),
+        errors.DTypeError, "dtype.unknown", "complex64",
+    ),
+    "nine dimensions": (
+        lambda: lora.merge_weights(z(*[1] * 9), z(2, 6), z(4, 2)),
+        errors.ShapeError, "shape.dimensions", "9 dimensions",
+    ),
+    "sparse": (
+        lambda: lora.merge_weights(z(4, 6), torch.zeros(2, 6).to_sparse(), z(4, 2)),
+        errors.LayoutError, "layout.export", "exported",
+    ),
+    "negated": (
+        lambda: lora.merge_weights(torch._neg_view(torch.zeros(4, 6)), z(2, 6), z(4, 2)),
+        errors.LayoutError, "layout.negated", "resolve_neg",
+    ),
+    "expanded": (
+        lambda: lora.merge_weights(torch.zeros(1, 6).expand(4, 6), z(2, 6), z(4, 2)),
+        errors.LayoutError, "layout.self_overlap", "more than once",
+    ),
+    "a text as scaling is no number": (
+        lambda: lora.merge_weights(z(4, 6), z(2, 6), z(4, 2), scaling="1.5"),  # type: ignore[call-overload]
+        TypeError, "", "real number",
+    ),
+    "another residue": (
+        lambda: lora.unmerge_weights(z(4, 6), z(2, 6), z(4, 2), residue=None),  # type: ignore[arg-type]
+        errors.ArgumentError, "argument.residue", "NoneType came",
+    ),
     "no tensor": (
         lambda: lora.merge_weights([[0.0]], z(2, 6), z(4, 2)),  # type: ignore[call-overload]
         errors.DTypeError, "dtype.not_a_tensor", "list",
@@ -166,6 +198,18 @@ APPLIES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
         lambda: lora.apply_adapter(torch.zeros(3, 6, requires_grad=True), z(2, 6), z(4, 2), out=z(3, 4)),
         errors.GradientError, "gradient.recorded", "detach",
     ),
+    "something else than a stack": (
+        lambda: lora.apply_adapters(z(3, 6), [(z(2, 6), z(4, 2))], [0, 0, 0], out=z(3, 4)),  # type: ignore[arg-type]
+        errors.ArgumentError, "argument.stack", "list came as a stack",
+    ),
+    "a tensor as an adapter": (
+        lambda: lora.AdapterStack([torch.zeros(2, 6)]),
+        errors.ArgumentError, "argument.matrices", "(lora_A, lora_B)",
+    ),
+    "stack shares memory": (
+        lambda: lora.apply_adapters(SHARED[:3], lora.AdapterStack([(z(2, 6), z(6, 2))]), [0] * 3, out=SHARED[1:4]),
+        errors.OverlapError, "overlap", "shares memory",
+    ),
 }  # fmt: skip
 
 
@@ -176,8 +220,22 @@ def test_refused(case: tuple[Callable[[], object], type[errors.InferAccelError],
     call, kind, code, text = case
     with pytest.raises(kind) as caught:
         call()
-    assert caught.value.code.startswith(code)
+    assert getattr(caught.value, "code", "").startswith(code)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "case", [*MERGES.values(), *APPLIES.values()], ids=[*MERGES, *(f"apply {n}" for n in APPLIES)]
+)
+def test_the_specification_refuses_alike(
+    case: tuple[Callable[[], object], type[errors.InferAccelError], str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("_apply", "_many", "_merge", "_quantized"):
+        monkeypatch.setattr(f"infer_accel.lora.{part}._core", reference.lora)
+    call, kind, code, _ = case
+    with pytest.raises(kind) as caught:
+        call()
+    assert getattr(caught.value, "code", "").startswith(code)
 
 
 def test_nothing_is_written_when_refused() -> None:

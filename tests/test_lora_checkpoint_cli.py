@@ -61,6 +61,18 @@ def test_dry_run(example: tuple[str, str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_report_replaces_no_file_of_the_merge(example: tuple[str, str], tmp_path: Path) -> None:
+    base, adapter = example
+    before = {path: path.read_bytes() for folder in example for path in Path(folder).iterdir()}
+    out = tmp_path / "out"
+    for record in (*before, Path(base, "new.json"), out, out / "report.json"):
+        done = CliRunner().invoke(app, ["merge", base, adapter, "-o", str(out), "--json", str(record)])
+        assert done.exit_code == 2
+        assert "is part of" in done.output
+    assert {path: path.read_bytes() for folder in example for path in Path(folder).iterdir()} == before
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

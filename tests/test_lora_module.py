@@ -243,6 +243,7 @@ def test_refused() -> None:
         "adapter.layer_absent": lambda: served.load("a", adapter(0, 2, {"9.q_proj": (WIDTH, WIDTH)})),
         "adapter.other_base": lambda: served.load("a", adapter(0, 2, {"0.q_proj": (WIDTH, WIDTH + 1)})),
         "argument.model": lambda: LoraModel(nn.Sequential(nn.ReLU()), store),
+        "argument.matrices": lambda: served.load("a", {"0.q_proj": (np.ones((1, 2), np.float32),)}),  # type: ignore[dict-item]
     }
     for code, call in codes.items():
         with pytest.raises(errors.InferAccelError) as caught:
@@ -257,6 +258,8 @@ def test_refused() -> None:
         with served.use(["a"] * 4), pytest.raises(errors.ShapeError):
             base(x)
         with pytest.raises(errors.AdapterError), served.use(["a", "b", None]):
+            pass
+        with pytest.raises(errors.ShapeError, match="different lengths"), served.use([["a"], ["a", "a"]]):
             pass
     with served.use(["a"] * 3), pytest.raises(errors.GradientError):
         base(x)

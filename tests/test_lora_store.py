@@ -198,6 +198,10 @@ def test_pinned_for_a_block() -> None:
     assert "a" in store
     assert "b" not in store
     assert len(store) == 1
+    store.load("b", one(2.0))
+    with pytest.raises(errors.AdapterError, match="b"), store.pinned("a", "b"):
+        store.unpin("b")  # somebody takes a pin away that is not theirs
+    assert store.get("a").pins == 0
 
 
 def test_an_adapter_that_was_read_serves_as_its_matrices_do() -> None:
@@ -220,6 +224,10 @@ def test_refused() -> None:
     with pytest.raises(errors.ArgumentError) as caught:
         store.load("a", {"layer": [(np.ones((1, 1), F), np.ones((4, 1), F)), None]})  # type: ignore[dict-item]
     assert caught.value.code == "argument.matrices"
+    for wrong in (None, 5, [("layer", one(1.0))]):
+        with pytest.raises(errors.ArgumentError) as caught:
+            store.load("a", wrong)  # type: ignore[arg-type]
+        assert caught.value.code == "argument.matrices"
     with pytest.raises(errors.ShapeError):
         store.load("a", {"layer": (np.ones((2, 1), F), np.ones((4, 1), F))})
     with pytest.raises(errors.ArgumentError):

@@ -21,7 +21,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Parameters
     ----------
     path
-        The file to create or replace. Its directory must exist.
+        The file to create or replace. Its directory must exist. A link stays, and what it names is replaced.
 
     Yields
     ------
@@ -42,7 +42,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     Path(f"{folder}/record.json").read_text()
     '{}'
     """
-    target = Path(path)
+    target = Path(path).resolve()
     beside = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
     # Not tempfile: its files are readable by their owner alone, and a record is an ordinary file.
     beside.touch(exist_ok=False)
@@ -58,6 +58,14 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8 to `path`: all of it, or nothing (see :func:`replace_file`)."""
-    with replace_file(path) as beside:
+    """Write `text` as UTF-8 to `path`: all of it, or nothing (see :func:`replace_file`).
+
+    A pipe or a device, such as `/dev/stdout`, is written as it is: there is nothing to replace, and a file that
+    took its name would end it for everybody.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    with replace_file(target) as beside:
         beside.write_text(text, encoding="utf-8")

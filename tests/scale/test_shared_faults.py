@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,12 +215,18 @@ def test_a_name_of_ours_that_holds_something_else(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "options"), [("nothing://x", {}), ("redis://127.0.0.1:x", {}), ("redis://h", {"colour": 1})]
+    ("url", "options"),
+    [
+        ("nothing://me:hunter2@x", {}),
+        ("redis://:hunter2@127.0.0.1:x/0?password=hunter2", {}),
+        ("redis://h", {"colour": 1}),
+    ],
 )
 def test_what_the_client_does_not_take(url: str, options: dict[str, object]) -> None:
     with pytest.raises(errors.ArgumentError) as caught:
         redis_tier(url, options=options).contains([key(1)])
     assert caught.value.code == "argument.shared_tier"
+    assert "hunter2" not in str(caught.value)
 
 
 def test_pages_expire(server: Server) -> None:
@@ -425,7 +432,8 @@ def test_what_obstore_does_not_take() -> None:
     package("obstore")
     from infer_accel.integrations.object_store import ObjectStoreTier
 
-    for url in ("nothing://x", "s3"):
+    for url in ("nothing://me:hunter2@x", "az://pages?sig=hunter2", "s3"):
         with pytest.raises(errors.ArgumentError) as caught:
             ObjectStoreTier(url, page_bytes=PAGE, fingerprint=b"")
         assert caught.value.code == "argument.shared_tier"
+        assert "hunter2" not in "".join(traceback.format_exception(caught.value, chain=True))

@@ -13,11 +13,13 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: What vLLM is told of a machine without a GPU. One thread unless somebody says otherwise: runs add in the same order.
 ON_A_CPU = {
@@ -50,10 +52,12 @@ def text(seed: int, characters: int) -> str:
 def model() -> str:
     """Return the directory of SmolLM2-135M, made at first."""
     from tests.models import smollm2
+    from tests.serve import supervised
 
     if not smollm2.base_dir().is_dir():
         code = "from tests.models import smollm2; smollm2.make([])"
-        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], check=True)
+        root = Path(__file__).resolve().parents[2]
+        supervised.run([sys.executable, "-c", code], cwd=root).check_returncode()
     return str(smollm2.base_dir())
 
 
@@ -152,20 +156,20 @@ class Engine:
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def main() -> None:
-    """Do a job."""
+def work(make: Callable[[dict[str, Any]], Any]) -> None:
+    """Do the job on standard input with an engine that is made of it; write how long that took, and what came of it."""
     os.environ |= ON_A_CPU | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     job = json.load(sys.stdin)
     start = time.perf_counter()
-    engine = Engine(job["engine"], job["connector"])
+    engine = make(job)
     results: list[Any] = [{"start_seconds": time.perf_counter() - start}]
     for name, *arguments in job["steps"]:
         results.append(getattr(engine, name)(*arguments))
-        sys.stderr.write(f"{name} {arguments}: {str(results[-1])[:300]}\n")
+        sys.stderr.write(f"{name} {arguments}: {str(results[-1])[:400]}\n")
         sys.stderr.flush()
     engine.close()
     Path(sys.argv[1]).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main()
+    work(lambda job: Engine(job["engine"], job["connector"]))

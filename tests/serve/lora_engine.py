@@ -8,8 +8,6 @@ plugins are loaded.
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import resource
 import sys
@@ -19,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.serve.engine import ON_A_CPU, TINY_VOCABULARY, text
+from tests.serve.engine import TINY_VOCABULARY, text, work
 
 
 class Engine:
@@ -126,19 +124,5 @@ class Engine:
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def main() -> None:
-    """Do a job."""
-    os.environ |= ON_A_CPU | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    job = json.load(sys.stdin)
-    engine = Engine(job["engine"], job["adapters"])
-    results: list[Any] = []
-    for name, *arguments in job["steps"]:
-        results.append(getattr(engine, name)(*arguments))
-        sys.stderr.write(f"{name} {arguments}: {str(results[-1])[:400]}\n")
-        sys.stderr.flush()
-    engine.close()
-    Path(sys.argv[1]).write_text(json.dumps(results))
-
-
 if __name__ == "__main__":
-    main()
+    work(lambda job: Engine(job["engine"], job["adapters"]))

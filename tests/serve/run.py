@@ -1,4 +1,4 @@
-"""Starts `engine.py`, and makes models of random weights for it."""
+"""Starts `engine.py` and `lora_engine.py`, and makes models of random weights for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.serve import supervised
 from tests.serve.engine import model
 
-ENGINE = Path(__file__).with_name("engine.py")
+DRIVERS = Path(__file__).parent
 
 #: Makes a model: the class of its configuration, and what it says beside the sizes.
 MAKE = """
@@ -35,14 +37,40 @@ def make_tiny(config: str, given: dict[str, Any], folder: Path, *, with_text: bo
     """Return the directory of a new model of four layers; with SmolLM2's tokenizer, where it is to have one."""
     sizes = {"vocab_size": 49_152} if with_text else {}
     made = json.dumps([config, given | {"sizes": sizes}, str(folder)])
-    subprocess.run([sys.executable, "-c", MAKE, made], check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-c", MAKE, made]
+    done = supervised.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == 0, done.stderr[-6000:]
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja") if with_text else ():
         shutil.copy(Path(model()) / file, folder)
     return str(folder)
 
 
+def ask(
+    driver: str, job: dict[str, Any], *, prefix: str = "", **variables: str
+) -> tuple[list[Any] | None, str]:
+    """Give a driver a job; return what came of its steps, and its log.
+
+    Nothing came where the job is to kill the engine at last.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        ran = supervised.run(
+            [*prefix.split(), sys.executable, str(DRIVERS / driver), str(result)],
+            given=json.dumps(job),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | variables,
+            timeout=900,
+        )
+        if ran.returncode == -signal.SIGKILL and job["steps"][-1] == ["kill"]:
+            return None, ran.stderr
+        assert ran.returncode == 0, ran.stderr[-6000:]
+        # Without the seconds of its start.
+        return json.loads(result.read_text())[1:], ran.stdout + ran.stderr
+
+
 def run(
-    steps: list[list[Any]], result: Path, block_size: int, connector: dict[str, Any] | None, **engine: Any
+    steps: list[list[Any]], block_size: int, connector: dict[str, Any] | None, **engine: Any
 ) -> list[Any]:
     """Start an engine, do the steps, return what came of them; nothing if it was killed on the way."""
     arguments = {
@@ -53,17 +81,4 @@ def run(
     }
     arguments |= {"block_size": block_size} | engine
     job = {"engine": arguments, "connector": connector, "steps": steps}
-    ran = subprocess.run(
-        [sys.executable, str(ENGINE), str(result)],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"VLLM_LOGGING_LEVEL": "INFO"},
-        timeout=900,
-        check=False,
-    )
-    if ran.returncode == -signal.SIGKILL and steps[-1] == ["kill"]:
-        return []
-    assert ran.returncode == 0, ran.stderr[-6000:]
-    answers: list[Any] = json.loads(result.read_text())
-    return answers[1:]
+    return ask("engine.py", job, VLLM_LOGGING_LEVEL="INFO")[0] or []

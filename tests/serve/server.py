@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.serve import supervised
 from tests.serve.engine import CONNECTOR, ON_A_CPU
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 START_SECONDS = 300.0
 #: For SmolLM2, and models that are smaller still.
@@ -62,6 +63,14 @@ class Server:
         """Return a page."""
         with urllib.request.urlopen(self.address + path, timeout=60) as answer:
             return str(answer.read().decode())
+
+    def status(self, path: str, asked: dict[str, Any]) -> tuple[int, str]:
+        """Return the number and the text of an answer, which may be a refusal."""
+        try:
+            with self._open(path, asked) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def post(self, path: str, asked: dict[str, Any]) -> Any:
         """Return what is answered, of the model that is served."""
@@ -110,12 +119,7 @@ class Server:
 
     def processes(self) -> list[int]:
         """Return the server and its workers."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(ProcessLookupError):
-                if os.getsid(int(entry.name)) == self._started.pid:
-                    found.append(int(entry.name))
-        return found
+        return supervised.descendants(self._started.pid)
 
     def memory(self) -> int:
         """Return the bytes that all of them have written to and that are in memory."""
@@ -129,9 +133,7 @@ class Server:
 
     def kill(self) -> None:
         """End all of it without a word."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._started.pid, signal.SIGKILL)
-        self._started.wait(60)
+        supervised.end(self._started)
 
     def stop(self) -> None:
         """End it as an operator does."""
@@ -152,36 +154,47 @@ class Server:
         return urllib.request.urlopen(request, timeout=600)
 
 
-@contextlib.contextmanager
-def serving(
-    command: list[str], model: str, log: Path, environment: dict[str, str] | None = None
-) -> Iterator[Server]:
-    """Start a server on a free port and wait until it answers; whatever happens, no process of it is left behind."""
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody has."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], log: Path, asked: Callable[[], object], environment: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a server and wait until it answers; whatever happens, no process of it is left behind."""
+    # What is installed beside Python is found by its name.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | ON_A_CPU | {"PATH": path} | (environment or {}),
-            start_new_session=True,
+    with log.open("ab") as output:
+        process = supervised.start(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path} | environment
         )
-    server = Server(port, model, process)
     try:
         until = time.monotonic() + START_SECONDS
         while True:
             assert process.poll() is None, log.read_text()[-6000:]
             assert time.monotonic() < until, log.read_text()[-6000:]
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                server.get("/health")
+                asked()
                 break
-            time.sleep(0.5)
+            time.sleep(0.2)
+        yield process
+    finally:
+        supervised.end(process)
+
+
+@contextlib.contextmanager
+def serving(
+    command: list[str], model: str, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Start vLLM's server on a free port, and stop it as an operator does, unless it was killed."""
+    server = Server(free_port(), model)
+    command = [*command, "--port", str(server.port)]
+    with started(command, log, lambda: server.get("/health"), ON_A_CPU | (environment or {})) as process:
+        server = Server(server.port, model, process)
         yield server
         if process.poll() is None:
             server.stop()
-    finally:
-        # Its engine and workers are processes of their own, in its session.
-        server.kill()

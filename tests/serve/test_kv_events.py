@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 zmq = pytest.importorskip("zmq")
+
+from tests.serve import supervised  # noqa: E402
+from tests.serve.server import free_port, started  # noqa: E402
 
 from infer_accel.integrations.kv_events import KvEventPublisher  # noqa: E402
 from infer_accel.kvcache import BlockManager, BlockPool  # noqa: E402
@@ -30,12 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def managed(num_blocks: int = 64) -> BlockManager:
     return BlockManager(BlockPool(num_blocks, block_size=BLOCK, event_bytes=1 << 20))
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_vllm_decodes_what_is_published() -> None:
@@ -69,19 +64,14 @@ def test_vllm_decodes_what_is_published() -> None:
 
 
 @contextlib.contextmanager
-def indexer(workers: str) -> Iterator[Callable[[str, dict[str, Any]], Any]]:
+def indexer(workers: str, log: Path) -> Iterator[Callable[[str, dict[str, Any]], Any]]:
     """Start Dynamo's indexer, subscribed to workers; gives what asks it.
 
     It listens on all interfaces, which no option changes, as long as the test takes: it knows no tokens but these.
     """
     port = free_port()
     command = [sys.executable, "-m", "dynamo.indexer", "--block-size", str(BLOCK), "--threads", "1"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--workers", workers],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command += ["--port", str(port), "--workers", workers]
 
     def ask(path: str, asked: dict[str, Any] | None) -> Any:
         data = None if asked is None else json.dumps(asked).encode()
@@ -92,19 +82,8 @@ def indexer(workers: str) -> Iterator[Callable[[str, dict[str, Any]], Any]]:
             text = answer.read().decode()
         return json.loads(text) if text.startswith(("{", "[")) else text
 
-    try:
-        until = time.monotonic() + 60
-        while True:
-            assert process.poll() is None, process.communicate()[0][-3000:]
-            assert time.monotonic() < until
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                ask("/health", None)
-                break
-            time.sleep(0.2)
+    with started(command, log, lambda: ask("/health", None), {}):
         yield ask
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
 
 
 def until_scores(
@@ -122,7 +101,7 @@ def until_scores(
     pytest.fail(f"wanted {wanted}, found {found}")
 
 
-def test_dynamo_routes_by_what_is_published() -> None:
+def test_dynamo_routes_by_what_is_published(tmp_path: Path) -> None:
     if importlib.util.find_spec("dynamo") is None or importlib.util.find_spec("dynamo.indexer") is None:
         pytest.skip("Dynamo's runtime is not installed: make test-serve")
     prompt, other = list(range(100, 100 + 5 * BLOCK)), list(range(500, 500 + 3 * BLOCK))
@@ -134,7 +113,7 @@ def test_dynamo_routes_by_what_is_published() -> None:
             )
             for manager in (ones, twos)
         )
-        ask = stack.enter_context(indexer(f"1={first.endpoint},2={second.endpoint}"))
+        ask = stack.enter_context(indexer(f"1={first.endpoint},2={second.endpoint}", tmp_path / "log"))
         # Its subscriptions take a moment to arrive.
         time.sleep(2)
         running = ones.admit(prompt)
@@ -150,11 +129,10 @@ def test_dynamo_routes_by_what_is_published() -> None:
 
 
 def test_the_example_runs() -> None:
-    done = subprocess.run(
+    done = supervised.run(
         [sys.executable, str(ROOT / "examples/kv_events.py")],
-        check=False,
-        capture_output=True,
-        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr

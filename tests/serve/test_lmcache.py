@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import select
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.serve import storage, supervised
+from tests.serve.server import free_port, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,32 +30,16 @@ SHAPES = [torch.Size([2, 4, 64, 32])]
 CHUNK = 64
 
 
-def specification(root: Path, **more: Any) -> str:
-    """Return what a user types after ``--l2-adapter``."""
-    return json.dumps(
-        {
-            "type": "plugin",
-            "module_path": "infer_accel.integrations.lmcache",
-            "class_name": "InferAccelL2Adapter",
-            "adapter_params": {"root_dir": str(root), "capacity_bytes": 1 << 28, **more},
-        }
-    )
+def specification(root: Path, **more: Any) -> dict[str, Any]:
+    return storage.lmcache_specification(str(root), capacity_bytes=1 << 28, **more)
 
 
 @contextlib.contextmanager
 def made(root: Path, **more: Any) -> Iterator[Any]:
     """Make the adapter as LMCache's server does."""
-    from lmcache.v1.distributed.l2_adapters import L2AdapterInterface, create_l2_adapter
-    from lmcache.v1.distributed.l2_adapters.config import (
-        add_l2_adapters_args,
-        parse_args_to_l2_adapters_config,
-    )
+    from lmcache.v1.distributed.l2_adapters import L2AdapterInterface
 
-    parser = add_l2_adapters_args(argparse.ArgumentParser())
-    config = parse_args_to_l2_adapters_config(
-        parser.parse_args(["--l2-adapter", specification(root, **more)])
-    )
-    adapter = create_l2_adapter(config.adapters[0])
+    adapter = storage.lmcache_adapter(specification(root, **more))
     assert isinstance(adapter, L2AdapterInterface)
     adapter.set_backend_identity("plugin")
     try:
@@ -174,22 +156,23 @@ def lmcache() -> str:
 
 def test_their_benchmark_verifies_it(tmp_path: Path) -> None:
     sizes = ["--num-keys", "8", "--data-size-kb", "512", "--rounds", "2", "--in-flight", "2"]
-    done = subprocess.run(
-        [lmcache(), "bench", "l2", "--l2-adapter", specification(tmp_path), "--no-skip-verify", *sizes],
-        capture_output=True,
-        text=True,
+    done = supervised.run(
+        [
+            lmcache(),
+            "bench",
+            "l2",
+            "--l2-adapter",
+            json.dumps(specification(tmp_path)),
+            "--no-skip-verify",
+            *sizes,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "data verified OK" in done.stdout
     assert "MISMATCH" not in done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -201,38 +184,15 @@ def server(root: Path) -> Iterator[tuple[int, Any]]:
     command += ["--l1-size-gb", "1", "--no-l1-use-lazy", "--disable-observability"]
     # Where there is no GPU, the engine copies.
     command += ["--supported-transfer-mode", "engine_driven"]
-    log = root.with_suffix(".log")
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            env=os.environ
-            | {
-                "LMCACHE_TRACK_USAGE": "false",
-                "PATH": f"{Path(lmcache()).parent}{os.pathsep}{os.environ['PATH']}",
-            },
-        )
 
     def status() -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{http}/status", timeout=30) as answer:
             return json.loads(answer.read())["storage_manager"]["l2_adapters"][0]
 
-    try:
-        until = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < until
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                status()
-                break
-            time.sleep(0.2)
+    quiet = {"LMCACHE_TRACK_USAGE": "false"}
+    with started(command, root.with_suffix(".log"), status, quiet) as process:
         assert_loopback_only(process.pid)
         yield port, status
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
 
 
 def assert_loopback_only(process: int) -> None:
@@ -263,7 +223,7 @@ def test_pages_outlive_a_server_that_is_killed(tmp_path: Path, monkeypatch: pyte
             "kv_role": "kv_both",
             "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
         }
-        return run(steps, tmp_path / "answers.json", 32, None, kv_transfer_config=connector)[0]
+        return run(steps, 32, None, kv_transfer_config=connector)[0]
 
     def stored(status: Any) -> int:
         return sum(layout["tier"]["stored_pages"] for layout in status()["layouts"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.serve import storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,43 +17,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 PAGE = 128
 
 
-class Memory:
-    """SGLang's host memory, as far as a back end asks it."""
-
-    layout = "layer_first"
-
-    def get_dummy_flat_data_page(self) -> Any:
-        return torch.zeros(PAGE, dtype=torch.bfloat16)
-
-
-def made(root: Path, *, register: bool = True, **more: Any) -> Any:
-    storage = pytest.importorskip("sglang.srt.mem_cache.hicache_storage", exc_type=ImportError)
-    factory = pytest.importorskip("sglang.srt.mem_cache.storage.backend_factory", exc_type=ImportError)
-    config = storage.HiCacheStorageConfig(
-        tp_rank=0,
-        tp_size=1,
-        pp_rank=0,
-        pp_size=1,
-        attn_cp_rank=0,
-        attn_cp_size=1,
-        is_mla_model=False,
-        enable_storage_metrics=False,
-        is_page_first_layout=False,
-        model_name="m",
-        extra_config={
-            "backend_name": "infer_accel",
-            "module_path": "infer_accel.integrations.sglang",
-            "class_name": "InferAccelStorage",
-            "root_dir": str(root),
-            "capacity_bytes": 1 << 24,
-            **more,
-        },
-    )
-    backend = factory.StorageBackendFactory.create_backend("dynamic", config, Memory())
-    assert isinstance(backend, storage.HiCacheStorage)
-    if register:
-        backend.register_mem_pool_host(Memory())
-        backend.on_host_pools_registered()
+def made(root: Path, **more: Any) -> Any:
+    base = pytest.importorskip("sglang.srt.mem_cache.hicache_storage", exc_type=ImportError)
+    pytest.importorskip("sglang.srt.mem_cache.storage.backend_factory", exc_type=ImportError)
+    options = storage.sglang_options(str(root), capacity_bytes=1 << 24, **more)
+    backend = storage.sglang_backend(2 * PAGE, **options)
+    assert isinstance(backend, base.HiCacheStorage)
+    backend.on_host_pools_registered()
     return backend
 
 
@@ -66,7 +37,7 @@ def test_pages_come_back_after_a_restart(tmp_path: Path) -> None:
     assert backend.batch_exists(keys, None) == 3
     backend.close()
     backend = made(tmp_path)
-    targets = [Memory().get_dummy_flat_data_page() for _ in keys]
+    targets = [storage.Memory(2 * PAGE).get_dummy_flat_data_page() for _ in keys]
     found = backend.batch_get(keys, targets)
     assert [None if page is None else int(page[0]) for page in found] == [1, 2, 3, None]
     assert found[0] is targets[0], "SGLang's own memory"
@@ -81,7 +52,7 @@ def test_what_is_not_served_is_told(tmp_path: Path) -> None:
         made(tmp_path, capactiy=3)
     backend = made(tmp_path)
     with pytest.raises(ValueError, match="'mamba' came"):
-        backend.register_mem_host_pool_v2(Memory(), "mamba")
+        backend.register_mem_host_pool_v2(storage.Memory(2 * PAGE), "mamba")
     with pytest.raises(ValueError, match="each needs one"):
         backend.batch_get(["a"], None)
     backend.close()

@@ -316,13 +316,13 @@ def test_what_was_there_is_there_again() -> None:
 
 def test_the_example_runs() -> None:
     example = Path(__file__).parents[2] / "examples/engines/transformers_batching.py"
+    from tests.serve import supervised
     from tests.serve.engine import model as directory
 
-    done = subprocess.run(
+    done = supervised.run(
         [sys.executable, str(example), directory()],
-        check=False,
-        capture_output=True,
-        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ pytest.importorskip("vllm", exc_type=ImportError)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch and vLLM, when they are imported
     import torch
-    from tests.serve.run import make_tiny
+    from tests.serve.run import ask, make_tiny
     from tests.serve.server import serving
     from vllm.sampling_params import SamplingParams
     from vllm.utils import hashing
@@ -40,7 +36,6 @@ with warnings.catch_warnings():
 # Of torch and vLLM, when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ENGINE = Path(__file__).with_name("engine.py")
 SIZE = 4
 
 
@@ -339,21 +334,13 @@ def engine(model: str, folder: Path, *, ours: bool, connector: bool) -> list[Any
     }  # fmt: skip
     name = f"{ours}-{connector}"
     cache = {"root_dir": str(folder / name), "capacity_bytes": 1 << 28} if connector else None
-    ran = subprocess.run(
-        [sys.executable, str(ENGINE), str(folder / f"{name}.json")],
-        input=json.dumps({"engine": arguments, "connector": cache, "steps": steps}),
-        capture_output=True,
-        text=True,
-        env=os.environ | {vllm_block_pool.VARIABLE: "1" if ours else "0"},
-        timeout=900,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-6000:]
-    assert ("infer-accel's block pool" in ran.stdout + ran.stderr) == ours
-    results = json.loads((folder / f"{name}.json").read_text())
+    job = {"engine": arguments, "connector": cache, "steps": steps}
+    results, log = ask("engine.py", job, **{vllm_block_pool.VARIABLE: "1" if ours else "0"})
+    assert results is not None
+    assert ("infer-accel's block pool" in log) == ours
     return [
         (one["tokens"], one["cached"]) if isinstance(one, dict) and "tokens" in one else one
-        for one in results[1:]
+        for one in results
     ]
 
 

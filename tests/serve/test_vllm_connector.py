@@ -42,12 +42,12 @@ WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_models_that_see_a_window(config: str, given: dict[str, Any], tmp_path: Path) -> None:
     engine = {"model": make_tiny(config, given, tmp_path / "model"), "skip_tokenizer_init": True}
     found = whole_blocks(32)
-    cold, hits = run([ALL, ALL], tmp_path / "stock.json", 32, None, **engine)
+    cold, hits = run([ALL, ALL], 32, None, **engine)
     assert hits["tokens"] == cold["tokens"]
     connector = {"root_dir": str(tmp_path / "kv"), "capacity_bytes": 1 << 30}
     steps: list[list[Any]] = [ALL, ["reset"], ALL, ["flush"]]
-    first, _, reset, _ = run(steps, tmp_path / "first.json", 32, connector, **engine)
-    restart, stats = run([ALL, ["stats"]], tmp_path / "second.json", 32, connector, **engine)
+    first, _, reset, _ = run(steps, 32, connector, **engine)
+    restart, stats = run([ALL, ["stats"]], 32, connector, **engine)
     assert first["tokens"] == reset["tokens"] == restart["tokens"] == cold["tokens"]
     assert (reset["cached"], restart["cached"]) == (found, found)
     assert stats["failed_pages"] == 0
@@ -58,7 +58,7 @@ def test_models_that_see_a_window(config: str, given: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_pages_come_back_and_no_token_changes(block_size: int, tmp_path: Path) -> None:
     found = whole_blocks(block_size)
-    cold, hits = run([ALL, ALL], tmp_path / "stock.json", block_size, None)
+    cold, hits = run([ALL, ALL], block_size, None)
     assert (cold["cached"], hits["cached"]) == ([0, 0, 0], found)
     expected = cold["tokens"]
     assert hits["tokens"] == expected, "vLLM's own hits change tokens here: these prompts prove nothing"
@@ -68,22 +68,20 @@ def test_pages_come_back_and_no_token_changes(block_size: int, tmp_path: Path) -
     end = ["flush"] if block_size == BLOCK_SIZES[0] else ["kill"]
     steps: list[list[Any]] = [ALL, ["reset"], ALL, ["stats"], ["flush"], end]
     if end == ["flush"]:
-        first, _, reset, stats, *_ = run(steps, tmp_path / "first.json", block_size, connector)
+        first, _, reset, stats, *_ = run(steps, block_size, connector)
         assert (first["tokens"], first["cached"]) == (expected, [0, 0, 0])
         assert (reset["tokens"], reset["cached"]) == (expected, found)
         assert stats["loaded_pages"] == stats["matched_blocks"] == sum(found) // block_size
         assert stats["failed_pages"] == stats["refused_pages"] == stats["tier_errors"] == 0
     else:
-        run(steps, tmp_path / "first.json", block_size, connector)
+        run(steps, block_size, connector)
 
     # A new process: what it has is what lies on disk. First all is well, then a bit of each 64 KiB is flipped.
     first_two = ["generate", PROMPTS[:2], ANSWER]
     last = ["generate", PROMPTS[2:], ANSWER]
     salted = ["generate", PROMPTS[:1], ANSWER, ["another tenant"]]
     steps = [first_two, salted, ["stats"], ["flip", 65_536], last, ["stats"], ["reset"], last]
-    restart, tenant, before, flipped, wrong, after, _, again = run(
-        steps, tmp_path / "second.json", block_size, connector
-    )
+    restart, tenant, before, flipped, wrong, after, _, again = run(steps, block_size, connector)
     assert (restart["tokens"], restart["cached"]) == (expected[:2], found[:2])
     assert (tenant["tokens"], tenant["cached"]) == (expected[:1], [0])
     assert before["loaded_pages"] == sum(found[:2]) // block_size

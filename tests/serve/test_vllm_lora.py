@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from functools import cache
@@ -14,13 +12,12 @@ import pytest
 
 pytest.importorskip("vllm", exc_type=ImportError)
 
-from tests.serve import lora_adapters
-from tests.serve.run import make_tiny
+from tests.serve import lora_adapters, supervised
+from tests.serve.run import ask, make_tiny
 
 # Of torch and vLLM, when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-DRIVER = Path(__file__).with_name("lora_engine.py")
 BOTH = "infer_accel_lora_guard,infer_accel_lora_grouped"
 #: No plugin of this package.
 NONE = "none"
@@ -29,23 +26,13 @@ PROMPTS = [[1, 40], [2, 30], [3, 50], [4, 20], [5, 33]]
 NAMES: list[str | None] = ["a1", "a2", None, "a3", "a4"]
 
 
-def run(
-    steps: list[Any], adapters: dict[str, str], plugins: str, folder: Path, **engine: Any
-) -> tuple[list[Any], str]:
+def run(steps: list[Any], adapters: dict[str, str], plugins: str, **engine: Any) -> tuple[list[Any], str]:
     """Start an engine, do the steps; return what came of them, and what it wrote to its log."""
     arguments = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "block_size": 32, **engine}
-    result = folder / f"result-{len(list(folder.glob('result-*')))}.json"
-    ran = subprocess.run(
-        [sys.executable, str(DRIVER), str(result)],
-        input=json.dumps({"engine": arguments, "adapters": adapters, "steps": steps}),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"VLLM_PLUGINS": plugins},
-        timeout=900,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-6000:]
-    return json.loads(result.read_text()), ran.stdout + ran.stderr
+    job = {"engine": arguments, "adapters": adapters, "steps": steps}
+    answers, log = ask("lora_engine.py", job, VLLM_PLUGINS=plugins)
+    assert answers is not None
+    return answers, log
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +65,7 @@ def alone(tiny: dict[str, Any], adapters: dict[str, str], work: Path) -> list[li
     # Without an adapter in any slot, a request that names none is answered by the model itself.
     base = NAMES.index(None)
     steps.insert(0, steps.pop(base))
-    answers, _ = run(steps, adapters, NONE, work, **tiny)
+    answers, _ = run(steps, adapters, NONE, **tiny)
     tokens = [answer["tokens"][0] for answer in answers]
     tokens.insert(base, tokens.pop(0))
     return tokens
@@ -94,7 +81,7 @@ def test_a_mixed_batch_says_what_each_request_says_alone(
         ["generate", [[7, 30], [8, 30]], 8, ["a5", "a6"]],
         ["generate", PROMPTS, 16, NAMES],
     ]
-    (wrapper, first, _, second), _ = run(steps, adapters, BOTH, work, **tiny)
+    (wrapper, first, _, second), _ = run(steps, adapters, BOTH, **tiny)
     assert wrapper == "GroupedPunicaWrapper"
     assert first["tokens"] == alone
     assert second["tokens"] == alone
@@ -105,7 +92,7 @@ def test_a_compiled_model_says_the_same(
     tiny: dict[str, Any], adapters: dict[str, str], alone: list[list[int]], work: Path
 ) -> None:
     steps = [["wrapper"], ["generate", PROMPTS, 16, NAMES]]
-    (wrapper, answer), _ = run(steps, adapters, BOTH, work, **tiny, enforce_eager=False)
+    (wrapper, answer), _ = run(steps, adapters, BOTH, **tiny, enforce_eager=False)
     assert wrapper == "GroupedPunicaWrapper"
     assert answer["tokens"] == alone
 
@@ -121,7 +108,7 @@ def test_every_hostile_adapter_is_refused_and_nothing_stays(tiny: dict[str, Any]
     by_the_engine = ["wrong_shape", "unknown_layer", "nothing_fits", "unknown_module"]
     steps += [["forget_base"], *(["load", name] for name in [*by_the_engine, "good"])]
     steps += [["not_finite"], ["generate", prompt, 8, [None]], ["generate", prompt, 8, ["good"]]]
-    answers, _ = run(steps, {"good": good, **hostile}, BOTH, work, **tiny)
+    answers, _ = run(steps, {"good": good, **hostile}, BOTH, **tiny)
     for place, name in enumerate(hostile):
         loaded, asked = answers[2 + 2 * place : 4 + 2 * place]
         for said in (loaded, asked.get("error", "")):
@@ -147,7 +134,7 @@ def test_vllm_alone_is_poisoned_by_one_of_them(tiny: dict[str, Any], work: Path)
     if not Path(hostile["nan"]).is_dir():
         hostile = lora_adapters.write_hostile(work / "hostile", tiny["model"])
     steps = [["load", "nan"], ["generate", [[11, 40]], 8, ["nan"]], ["not_finite"]]
-    (loaded, _, not_finite), _ = run(steps, {"nan": hostile["nan"]}, NONE, work, **tiny)
+    (loaded, _, not_finite), _ = run(steps, {"nan": hostile["nan"]}, NONE, **tiny)
     assert loaded is None, "vLLM takes it"
     assert not_finite > 0, "and keeps what came of it"
 
@@ -234,15 +221,17 @@ def test_merged_and_applied_adapters_say_what_peft_says(work: Path) -> None:
     model, adapter = real_adapter(work)
     merged = work / "merged"
     command = [sys.executable, "-m", "infer_accel", "merge", model, adapter, "-o", str(merged)]
-    subprocess.run([*command, "--dtype", "float32"], check=True, capture_output=True, timeout=600)
+    supervised.run(
+        [*command, "--dtype", "float32"], stdout=subprocess.DEVNULL, timeout=600
+    ).check_returncode()
     shared = {"max_lora_rank": 16, "max_loras": 2}
     prompts = [[1, 48], [2, 17]]
     steps = [["generate", [prompt], 24, [name]] for prompt in prompts for name in (None, "real")]
-    answers, _ = run(steps, {"real": adapter}, BOTH, work, model=model, **shared)
+    answers, _ = run(steps, {"real": adapter}, BOTH, model=model, **shared)
     applied = [answer["tokens"][0] for answer in answers[1::2]]
     assert applied != [answer["tokens"][0] for answer in answers[::2]], "the adapter changes what is said"
     steps = [["generate", [prompt], 24, [None]] for prompt in prompts]
-    answers, _ = run(steps, {}, BOTH, work, model=str(merged), enable_lora=False)
+    answers, _ = run(steps, {}, BOTH, model=str(merged), enable_lora=False)
     assert [answer["tokens"][0] for answer in answers] == applied, "vLLM on the merged checkpoint"
 
     from tests.serve.engine import text

@@ -242,6 +242,31 @@ def test_what_goes_with_ranks_is_checked(tmp_path: Path) -> None:
             Tokenizer.from_tiktoken(path, pattern="gpt2", special_tokens={"<s>": token_id})
 
 
+def test_numbers_of_more_than_64_bits_are_numbers(small: Tokenizer) -> None:
+    text = "two words"
+    for beyond in (2**63, 2**64, 2**70):
+        assert small.fits(text, beyond)
+        assert small.truncate(text, beyond) == text
+    for wrong in (2**63, 2**70, -1, -(2**70)):
+        assert small.id_to_token(wrong) is None
+        with pytest.raises(IdError):
+            small.stream().step(wrong)
+    for negative in (-1, -(2**63), -(2**70)):
+        for call in (small.fits, small.truncate):
+            with pytest.raises(ArgumentError, match=f"{negative} came as max_tokens") as caught:
+                call(text, negative)
+            assert caught.value.code == "argument.max_tokens"
+        batches: list[Callable[[int], object]] = [
+            lambda n: small.encode_batch([text], num_threads=n),
+            lambda n: small.count_batch([text], num_threads=n),
+            lambda n: small.decode_batch([[1]], num_threads=n),
+        ]
+        for batch in batches:
+            with pytest.raises(ArgumentError, match="came as a count") as caught:
+                batch(negative)
+            assert caught.value.code == "argument.count"
+
+
 def test_lone_surrogates_are_named_with_their_position(small: Tokenizer) -> None:
     calls: list[Callable[[str], object]] = [
         small.encode,

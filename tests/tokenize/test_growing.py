@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import random
@@ -84,7 +85,7 @@ def test_a_session_settles_prose_and_copies_apart(families: list[Tokenizer]) -> 
             session.append(prose[at : at + 50])
             # A tokenizer of another library has no places to cut.
             assert len(session) - session.settled < 40 or not tokenizer.is_native
-        other = session.copy()
+        other = copy.copy(session)
         other.append(" and more")
         assert session.ids().tolist() == tokenizer.encode_list(prose)
         assert other.ids().tolist() == tokenizer.encode_list(prose + " and more")
@@ -188,6 +189,13 @@ def test_a_prompt_cache_pickles_and_refuses(small: Tokenizer, backend: str) -> N
     if backend == "native":
         with pytest.raises(ArgumentError, match="count"):
             PromptCache(small, -1)
+    for too_much in (
+        (1 << 40) + 1,
+        1 << 63,
+        1 << 70,
+    ):  # what it takes at once would not be there, which ends a process
+        with pytest.raises(ArgumentError, match="count"):
+            PromptCache(small, too_much)
 
 
 # Streams ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from infer_accel import errors
 from infer_accel.tokenize import TokenBatch, Tokenizer, count_tokens
 
 if TYPE_CHECKING:
@@ -144,10 +145,13 @@ def test_a_batch_is_a_sequence_of_views() -> None:
     assert mask.tolist() == [[True, True, False], [False] * 3, [True, True, False]]
     ids, _ = batch.to_padded(9, width=3, side="left")
     assert ids.tolist() == [[9, 1, 2], [9, 9, 9], [9, 3, 4]]
-    with pytest.raises(ValueError, match="width=1"):
+    with pytest.raises(errors.ShapeError, match="width=1"):
         batch.to_padded(width=1)
-    with pytest.raises(ValueError, match="side"):
+    with pytest.raises(errors.ArgumentError, match="side"):
         batch.to_padded(side="up")  # type: ignore[arg-type]
+    for pad_id in (1 << 31, -(1 << 31) - 1, 1 << 64):
+        with pytest.raises(errors.IdError, match="pad_id"):
+            batch.to_padded(pad_id)
     empty = TokenBatch(np.zeros(0, np.int32), np.zeros(1, np.int64))
     assert empty.to_padded()[0].shape == (0, 0)
 

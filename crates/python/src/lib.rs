@@ -8,6 +8,7 @@ mod errors;
 mod kvcache;
 mod lora;
 mod machine;
+mod numbers;
 mod run;
 mod system;
 mod tensor;

@@ -7,6 +7,7 @@
 //! its own, and so does one that would make the tables of the whole process exceed [`PROCESS_LIMIT`].
 
 use std::cell::Cell;
+use std::hint::select_unpredictable;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, TryLockError};
 
@@ -177,9 +178,9 @@ impl Tables {
     /// What the larger table knows of the span with this key; the hot table knows it from then on.
     #[inline(always)]
     pub(crate) fn find_short(&mut self, key: Key) -> Option<Encoded> {
-        // The choice is an index rather than a branch: which of the two it is cannot be predicted.
-        let entries = &self.short.get(self.place(key))?.entries;
-        let entry = &entries[usize::from(entries[0].key != key)];
+        // Which of the two it is cannot be predicted.
+        let [first, second] = &self.short.get(self.place(key))?.entries;
+        let entry = select_unpredictable(first.key == key, first, second);
         if entry.key != key {
             return None;
         }

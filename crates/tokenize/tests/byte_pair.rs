@@ -279,7 +279,10 @@ fn malformed_parts_are_refused() {
     }
     for (pairs, part) in [(vec![(97, 400)], "no token has id 400"), (vec![(97, 98)], "not in the vocabulary")]
     {
-        let message = build(bytes.clone(), Merges::Pairs(pairs)).unwrap().to_string();
-        assert!(message.contains(part), "{message}");
+        // Beyond all ids, and in a gap between them.
+        for tokens in [bytes.clone(), with(&[(b"cd", 500)])] {
+            let message = build(tokens, Merges::Pairs(pairs.clone())).unwrap().to_string();
+            assert!(message.contains(part), "{message}");
+        }
     }
 }

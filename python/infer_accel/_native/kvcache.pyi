@@ -265,7 +265,7 @@ class Trace:
         Arrival in milliseconds, input tokens, output tokens and ids of a request.
         """
     @staticmethod
-    def synthetic(requests: int, system_prompts: int, continued: SupportsFloat | SupportsIndex, rate: SupportsFloat | SupportsIndex, seed: SupportsIndex) -> Trace:
+    def synthetic(requests: int, system_prompts: int, continued: SupportsFloat | SupportsIndex, rate: SupportsFloat | SupportsIndex, seed: int) -> Trace:
         """
         Makes conversations behind shared system prompts.
         """
@@ -291,17 +291,17 @@ def none_hash(algorithm: str = "sha256_cbor") -> bytes:
     The parent of a first block, vLLM's ``NONE_HASH``; depends on ``PYTHONHASHSEED``.
     """
 
-def page_copy(sources: SupportsGetItem[int, Tensor], targets: SupportsGetItem[int, Tensor], mapping: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: SupportsIndex = 0, num_threads: int | None = None) -> None:
+def page_copy(sources: SupportsGetItem[int, Tensor], targets: SupportsGetItem[int, Tensor], mapping: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: int = ..., num_threads: int | None = None) -> None:
     """
     Copies, in every layer, page ``mapping[i, 0]`` of the source to page ``mapping[i, 1]`` of the target.
     """
 
-def page_gather(sources: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], targets: SupportsGetItem[int, Tensor], *, axis: SupportsIndex = 0, num_threads: int | None = None) -> None:
+def page_gather(sources: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], targets: SupportsGetItem[int, Tensor], *, axis: int = ..., num_threads: int | None = None) -> None:
     """
     Copies, in every layer, page ``ids[i]`` of the source to page ``i`` of the target.
     """
 
-def page_scatter(sources: SupportsGetItem[int, Tensor], targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: SupportsIndex = 0, num_threads: int | None = None) -> None:
+def page_scatter(sources: SupportsGetItem[int, Tensor], targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: int = ..., num_threads: int | None = None) -> None:
     """
     Copies, in every layer, page ``i`` of the source to page ``ids[i]`` of the target.
     """
@@ -316,7 +316,7 @@ def scan_nonfinite(pages: Tensor, *, dtype: str | None = None, num_threads: int 
     Which pages hold a NaN or an infinity.
     """
 
-def scrub(targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: SupportsIndex = 0) -> None:
+def scrub(targets: SupportsGetItem[int, Tensor], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, axis: int = ...) -> None:
     """
     Writes zeros to the pages ``ids`` of every layer.
     """

@@ -151,7 +151,7 @@ class AdapterStack:
     """
     The adapters of one layer, packed.
     """
-    def __new__(cls, /, adapters: SupportsGetItem[int, SupportsGetItem[int, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex] | None]], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], slices: SupportsGetItem[int, SupportsIndex] | None = None) -> AdapterStack:
+    def __new__(cls, /, adapters: SupportsGetItem[int, SupportsGetItem[int, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex] | None]], ids: Tensor | Sequence[int] | Sequence[Sequence[int]], slices: SupportsGetItem[int, int] | None = None) -> AdapterStack:
         """
         Packs the adapters: of each its products, one for each slice or one for all, and its id.
         """
@@ -211,7 +211,7 @@ class AdapterStore:
         """
         Keeps an adapter from being evicted.
         """
-    def stack(self, /, layers: SupportsGetItem[int, str], slices: SupportsGetItem[int, SupportsIndex] | None = None) -> AdapterStack:
+    def stack(self, /, layers: SupportsGetItem[int, str], slices: SupportsGetItem[int, int] | None = None) -> AdapterStack:
         """
         The adapters of a layer, or of several that the model has fused.
         """
@@ -380,42 +380,42 @@ class Residue:
         The residue as bytes.
         """
 
-def apply_adapter(x: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor, num_threads: SupportsIndex | None = None) -> None:
+def apply_adapter(x: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor, num_threads: int | None = None) -> None:
     """
     Adds ``scaling · (x @ lora_A.T) @ lora_B.T`` to `out`.
     """
 
-def apply_adapters(x: Tensor, stack: AdapterStack, adapter_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, out: Tensor, num_threads: SupportsIndex | None = None) -> None:
+def apply_adapters(x: Tensor, stack: AdapterStack, adapter_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], *, out: Tensor, num_threads: int | None = None) -> None:
     """
     Adds to each token's outputs what its adapter makes of it.
     """
 
-def combine(adapters: SupportsGetItem[int, Adapter], weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], *, method: str, density: SupportsFloat | SupportsIndex | None = None, rank: SupportsIndex | None = None, seed: SupportsIndex | None = None, num_threads: SupportsIndex | None = None) -> Adapter:
+def combine(adapters: SupportsGetItem[int, Adapter], weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], *, method: str, density: SupportsFloat | SupportsIndex | None = None, rank: int | None = None, seed: int | None = None, num_threads: int | None = None) -> Adapter:
     """
     One adapter out of several.
     """
 
-def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_tensors: SupportsIndex | None = None, num_threads: SupportsIndex | None = None) -> tuple[Adapter | None, list[tuple[str, str, str]], str]:
+def examine_adapter(path: str | PathLike[str], *, follow_symlinks: bool, max_tensors: int | None = None, num_threads: int | None = None) -> tuple[Adapter | None, list[tuple[str, str, str]], str]:
     """
     Reads what lies at a path: the layers without a fault, every fault, and the text of the refusal.
     """
 
-def merge_checkpoint(base_dir: str | PathLike[str], adapters: SupportsGetItem[int, Adapter | str | PathLike[str]], out_dir: str | PathLike[str], *, weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], method: str = "sum", density: SupportsFloat | SupportsIndex | None = None, rank: SupportsIndex | None = None, seed: SupportsIndex | None = None, dtype: str | None = None, residue: bool = False, verify: bool = True, resume: bool = True, allow_unused: bool = False, dry_run: bool = False, num_threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
+def merge_checkpoint(base_dir: str | PathLike[str], adapters: SupportsGetItem[int, Adapter | str | PathLike[str]], out_dir: str | PathLike[str], *, weights: SupportsGetItem[int, SupportsFloat | SupportsIndex], method: str = "sum", density: SupportsFloat | SupportsIndex | None = None, rank: int | None = None, seed: int | None = None, dtype: str | None = None, residue: bool = False, verify: bool = True, resume: bool = True, allow_unused: bool = False, dry_run: bool = False, num_threads: int | None = None, progress: Any | None = None) -> str:
     """
     Adds adapters to a checkpoint; the report as JSON.
     """
 
-def merge_many(weights: SupportsGetItem[int, Tensor], adapters: SupportsGetItem[int, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex]], *, num_threads: SupportsIndex | None = None) -> None:
+def merge_many(weights: SupportsGetItem[int, Tensor], adapters: SupportsGetItem[int, tuple[Tensor, Tensor, SupportsFloat | SupportsIndex]], *, num_threads: int | None = None) -> None:
     """
     Adds to each of `weights` the product of one of `adapters`, each ``(lora_A, lora_B, scaling)``, in place.
     """
 
-def merge_quantized(weight: Tensor, weight_scale: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, global_scale: SupportsFloat | SupportsIndex | None = None, scales: str = "grow", return_report: bool = False, num_threads: SupportsIndex | None = None) -> QuantizationReport | None:
+def merge_quantized(weight: Tensor, weight_scale: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, global_scale: SupportsFloat | SupportsIndex | None = None, scales: str = "grow", return_report: bool = False, num_threads: int | None = None) -> QuantizationReport | None:
     """
     Adds ``scaling · lora_B @ lora_A`` to a weight of codes, in place; tells what it did if that is asked for.
     """
 
-def merge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor | None = None, rounding: str = "nearest", seed: SupportsIndex | None = None, magnitude: Tensor | None = None, return_residue: bool = False, num_threads: SupportsIndex | None = None) -> Residue | None:
+def merge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, out: Tensor | None = None, rounding: str = "nearest", seed: int | None = None, magnitude: Tensor | None = None, return_residue: bool = False, num_threads: int | None = None) -> Residue | None:
     """
     Adds ``scaling · lora_B @ lora_A`` to `weight`, in place or into `out`; gives back the residue if it is asked for.
     """
@@ -425,12 +425,12 @@ def read_headers(path: str | PathLike[str], *, follow_symlinks: bool) -> list[tu
     The tensors of one safetensors file or of a checkpoint directory, by its headers.
     """
 
-def unmerge_checkpoint(merged_dir: str | PathLike[str], out_dir: str | PathLike[str], *, adapters: SupportsGetItem[int, Adapter | str | PathLike[str]], residue_dir: str | PathLike[str] | None = None, resume: bool = True, num_threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
+def unmerge_checkpoint(merged_dir: str | PathLike[str], out_dir: str | PathLike[str], *, adapters: SupportsGetItem[int, Adapter | str | PathLike[str]], residue_dir: str | PathLike[str] | None = None, resume: bool = True, num_threads: int | None = None, progress: Any | None = None) -> str:
     """
     Gives the base of a merged checkpoint back; the report as JSON.
     """
 
-def unmerge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, residue: Residue, out: Tensor | None = None, num_threads: SupportsIndex | None = None) -> None:
+def unmerge_weights(weight: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: SupportsFloat | SupportsIndex = 1.0, residue: Residue, out: Tensor | None = None, num_threads: int | None = None) -> None:
     """
     Gives back the bits that `weight` had before a merge, in place or into `out`.
     """

@@ -20,7 +20,7 @@ class ChatTemplate:
         """
         The number of ids of a conversation's prompt.
         """
-    def count_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: SupportsIndex | None) -> Incomplete:
+    def count_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: int | None) -> Incomplete:
         """
         The number of ids of each of many conversations' prompts.
         """
@@ -28,7 +28,7 @@ class ChatTemplate:
         """
         The ids of a conversation's prompt.
         """
-    def encode_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete]:
+    def encode_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, trusted: bool, num_threads: int | None) -> tuple[Incomplete, Incomplete]:
         """
         The ids of many conversations' prompts, and where each begins.
         """
@@ -36,7 +36,7 @@ class ChatTemplate:
         """
         The prompt of a conversation.
         """
-    def render_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, num_threads: SupportsIndex | None) -> list[str]:
+    def render_batch(self, /, messages: Any, variables: "dict[str, object]", now: tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, num_threads: int | None) -> list[str]:
         """
         The prompts of many conversations, which share all variables but their messages.
         """
@@ -100,7 +100,7 @@ class StreamDecoder:
         """
         The text of what is held back; the stream begins anew.
         """
-    def step(self, token_id: SupportsIndex, /) -> str:
+    def step(self, token_id: int, /) -> str:
         """
         The text that one more id makes certain.
         """
@@ -122,7 +122,7 @@ class Tokenizer:
         """
         The number of ids of a text.
         """
-    def count_batch(self, /, texts: Any, add_special_tokens: bool, parse_special: bool, truncation: bool, num_threads: SupportsIndex | None) -> Incomplete:
+    def count_batch(self, /, texts: Any, add_special_tokens: bool, parse_special: bool, truncation: bool, num_threads: int | None) -> Incomplete:
         """
         The number of ids of each of many texts.
         """
@@ -130,7 +130,7 @@ class Tokenizer:
         """
         The text of ids.
         """
-    def decode_batch(self, /, ids: Tensor | Sequence[int] | Sequence[Sequence[int]], offsets: Tensor | Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool, errors: str, num_threads: SupportsIndex | None) -> "list[str]":
+    def decode_batch(self, /, ids: Tensor | Sequence[int] | Sequence[Sequence[int]], offsets: Tensor | Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool, errors: str, num_threads: int | None) -> "list[str]":
         """
         The texts of a flat list of ids, cut at the offsets.
         """
@@ -138,7 +138,7 @@ class Tokenizer:
         """
         The bytes of ids.
         """
-    def decode_lists(self, /, lists: Any, skip_special_tokens: bool, errors: str, num_threads: SupportsIndex | None) -> "list[str]":
+    def decode_lists(self, /, lists: Any, skip_special_tokens: bool, errors: str, num_threads: int | None) -> "list[str]":
         """
         The texts of many lists of ids.
         """
@@ -146,7 +146,7 @@ class Tokenizer:
         """
         The ids of a text.
         """
-    def encode_batch(self, /, texts: Any, add_special_tokens: bool, parse_special: bool, num_threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete]:
+    def encode_batch(self, /, texts: Any, add_special_tokens: bool, parse_special: bool, num_threads: int | None) -> tuple[Incomplete, Incomplete]:
         """
         The ids of many texts, and where each begins.
         """
@@ -163,7 +163,7 @@ class Tokenizer:
         """
         The id that ends a text, where it is known.
         """
-    def fits(self, /, text: Any, max_tokens: SupportsIndex, add_special_tokens: bool, parse_special: bool) -> bool:
+    def fits(self, /, text: Any, max_tokens: int, add_special_tokens: bool, parse_special: bool) -> bool:
         """
         Whether a text has at most so many ids.
         """
@@ -182,7 +182,7 @@ class Tokenizer:
         """
         Reads tiktoken ranks.
         """
-    def id_to_token(self, /, id: SupportsIndex) -> str | None:
+    def id_to_token(self, /, id: int) -> str | None:
         """
         The written form of a token.
         """
@@ -207,7 +207,7 @@ class Tokenizer:
         """
         The id of a token in its written form.
         """
-    def truncate(self, /, text: Any, max_tokens: SupportsIndex, add_special_tokens: bool, parse_special: bool) -> str:
+    def truncate(self, /, text: Any, max_tokens: int, add_special_tokens: bool, parse_special: bool) -> str:
         """
         The beginning of a text that has at most so many ids.
         """

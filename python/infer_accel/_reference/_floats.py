@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer_accel.errors import DTypeError, ReadOnlyError
+from infer_accel._reference._tensors import require_target
+from infer_accel.errors import DTypeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,10 +140,10 @@ def write_bits(tensor: Tensor, bits: Bits) -> None:
     stored_bits(tensor)[...] = bits
 
 
-def require_writable(tensor: Tensor) -> None:
-    """Refuse a target that must not be written."""
-    array = raw_bytes(tensor) if dtype_name(tensor).startswith("float8") else _array(tensor)
-    if not array.flags.writeable:
-        kind = dtype_name(tensor)
-        message = f"a read-only tensor of {kind} came as a target; pass one that may be written, or a copy"
-        raise ReadOnlyError(message, code="read_only")
+def require_writable(tensor: Tensor, *sources: Tensor) -> None:
+    """Refuse a target that must not be written, or that shares memory with what is read."""
+    require_target(_memory(tensor), *map(_memory, sources))
+
+
+def _memory(tensor: Tensor) -> NDArray[np.generic]:
+    return raw_bytes(tensor) if dtype_name(tensor).startswith("float8") else _array(tensor)

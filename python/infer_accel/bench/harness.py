@@ -57,6 +57,7 @@ Rules
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
 
+    from infer_accel.bench.rows import Json
+
 __all__ = [
     "Bench",
     "Case",
@@ -78,6 +81,7 @@ __all__ = [
     "Floor",
     "Measure",
     "Measured",
+    "Planned",
     "ValidationError",
     "cost",
     "describe",
@@ -135,6 +139,9 @@ class Contender:
         What this contender does in a call where that is less than the case's work.
     meter
         Reads, after a call, what is measured instead of seconds: bytes of memory, for instance.
+    by_the_clock
+        Whether what `meter` reads is only a part of the time that a call takes, as where a call asks a device
+        for many: then the host's clock says how many rounds there is time for.
     """
 
     name: str
@@ -143,6 +150,7 @@ class Contender:
     prepare: Callable[[], None] | None = None
     work: float | None = None
     meter: Callable[[], float] | None = None
+    by_the_clock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +186,21 @@ class Measured:
     spread: float
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A row that is built only when it is to be measured, as its input fills a device or takes long to make.
+
+    What goes wrong while it is built concerns this row alone, and a run that is resumed builds no row that it has.
+    """
+
+    name: str
+    build: Callable[[], Case]
+
+
 class CaseSource(Protocol):
     """What a part offers: the function `cases` of its module."""
 
-    def __call__(self, bench: Bench) -> Iterator[Case]:
+    def __call__(self, bench: Bench) -> Iterator[Case | Planned]:
         """Yield the part's cases, one at a time."""
 
 
@@ -194,6 +213,8 @@ class Bench:
     rivals: Rivals = field(default_factory=Rivals)
     #: Seconds of timed calls that one case may take; validation and preparation come on top.
     seconds_a_case: float = 4.0
+    #: What a record says of the GPU that is measured; None where the processor is.
+    gpu: dict[str, Json] | None = None
 
     def rival(self, name: str) -> ModuleType | None:
         """Return the rival's module, or None where it is not installed (which the report then says)."""
@@ -296,10 +317,13 @@ def _time(contenders: Sequence[Contender], seconds: float, fresh_calls: int | No
     collecting = gc.isenabled()
     gc.disable()
     try:
+        order = list(range(len(contenders)))
+        # Whoever follows the same neighbour every time inherits the same caches, and threads that are not asleep yet:
+        # so the order is another one in each round, and the same in each run.
+        shuffle = random.Random(0).shuffle  # noqa: S311 - no secret
         for turn in range(rounds):
-            for step in range(len(contenders)):
-                # Whoever follows the same neighbour every time inherits the same cache: so the order turns.
-                index = (turn + step) % len(contenders)
+            shuffle(order)
+            for index in order:
                 if paces[index].takes_part(turn, rounds):
                     samples[index].append(_sample(contenders[index], paces[index].repeats))
     finally:
@@ -322,17 +346,19 @@ class _Pace:
     @classmethod
     def of(cls, who: Contender, share: float, fresh_calls: int | None) -> _Pace:
         count = 1
+        start = time.perf_counter()
         seconds = _sample(who, count)
-        if seconds > _ENDLESS_CALL:
+        took = time.perf_counter() - start if who.by_the_clock else seconds
+        if took > _ENDLESS_CALL:
             return cls(count, 0, seconds)
         # A call that must be prepared, or meets fresh input, cannot be repeated inside a sample.
         repeatable = who.prepare is None and fresh_calls is None and who.meter is None
         while repeatable and seconds * count < _SHORTEST_SAMPLE:
             count = max(2 * count, min(1 << 20, int(_SHORTEST_SAMPLE / max(seconds, 1e-9))))
-            seconds = _sample(who, count)
-        at_least = _ROUNDS_AT_LEAST if seconds < _SLOW_CALL else _ROUNDS_OF_THE_SLOW
+            took = seconds = _sample(who, count)
+        at_least = _ROUNDS_AT_LEAST if took < _SLOW_CALL else _ROUNDS_OF_THE_SLOW
         at_most = _ROUNDS_AT_MOST if fresh_calls is None else fresh_calls - _CALLS_BESIDE_ROUNDS
-        rounds = max(at_least, int(share / (seconds * count)))
+        rounds = max(at_least, int(share / (took * count)))
         return cls(count, max(1, min(at_most, rounds)), seconds)
 
     def takes_part(self, turn: int, rounds: int) -> bool:

@@ -46,18 +46,23 @@ def describe_machine() -> dict[str, Json]:
 
 
 def describe_run(bench: Bench, rows: Sequence[Row]) -> dict[str, Json]:
-    """Return the machine's record with what this run adds: date, rivals, limits, rounds, spread."""
-    return describe_machine() | {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": bench.quick,
-        "rivals": dict(sorted(bench.rivals.versions.items())),
-        "absent": dict(sorted(bench.rivals.absent.items())),
-        "limits": {name: float(f"{value:.4g}") for name, value in bench.limits.measured.items()},
-        "timing": {
-            row.key: {"rounds": row.rounds, "spread": round(row.spread, 4), "limit": row.limit_name}
-            for row in rows
-        },
-    }
+    """Return the machine's record with what this run adds: date, rivals, limits, rounds, spread; its GPU."""
+    gpu: dict[str, Json] = {} if bench.gpu is None else {"gpu": bench.gpu}
+    return (
+        describe_machine()
+        | gpu
+        | {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "quick": bench.quick,
+            "rivals": dict(sorted(bench.rivals.versions.items())),
+            "absent": dict(sorted(bench.rivals.absent.items())),
+            "limits": {name: float(f"{value:.4g}") for name, value in bench.limits.measured.items()},
+            "timing": {
+                row.key: {"rounds": row.rounds, "spread": round(row.spread, 4), "limit": row.limit_name}
+                for row in rows
+            },
+        }
+    )
 
 
 def installed_versions(names: Sequence[str]) -> dict[str, str | None]:

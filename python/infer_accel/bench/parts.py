@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from infer_accel.bench.harness import ValidationError, describe, measure_case
+from infer_accel.bench.harness import Planned, ValidationError, describe, measure_case
 from infer_accel.bench.rows import row_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Outcome:
     failures: list[str]
     #: "part/case: rival" → why it was not timed.
     left_out: dict[str, str]
+    #: Keys of the rows among the failures.
+    failed: list[str] = field(default_factory=list)
 
 
 def load_part(name: str) -> CaseSource:
@@ -80,22 +82,31 @@ def run_parts(
                 row = known.pop(f"{part}/{case.name}", None)
                 if row is not None:
                     outcome.rows.append(row)
-                elif _measure(part, case, bench, outcome, say) and keep is not None:
-                    keep([*outcome.rows, *known.values()])
+                elif _measure(part, case, bench, outcome, say):
+                    if keep is not None:
+                        keep([*outcome.rows, *known.values()])
+                else:
+                    outcome.failed.append(f"{part}/{case.name}")
                 say(f"{part}: preparing")
         except Exception as error:  # noqa: BLE001 - whatever a part does wrong, the others are still measured
             _LOG.debug("the part %s failed", part, exc_info=True)
             outcome.failures.append(f"{part}: {describe(error)}")
+            # What an earlier run measured of this part stays, however far this one came.
+            outcome.rows.extend(row for row in known.values() if row.part == part)
+            known = {key: row for key, row in known.items() if row.part != part}
     return outcome
 
 
-def _measure(part: str, case: Case, bench: Bench, outcome: Outcome, say: Callable[[str], None]) -> bool:
+def _measure(
+    part: str, planned: Case | Planned, bench: Bench, outcome: Outcome, say: Callable[[str], None]
+) -> bool:
     """Add the case's row to the outcome, or what was wrong with it; say whether there is a new row."""
-    title = f"{part}: {case.name}"
-    if any(row.part == part and row.case == case.name for row in outcome.rows):
+    title = f"{part}: {planned.name}"
+    if any(row.part == part and row.case == planned.name for row in outcome.rows):
         outcome.failures.append(f"{title}: two rows of this name; no comparison could tell them apart")
         return False
     try:
+        case = _built(planned)
         measured = measure_case(
             case, seconds=bench.seconds_a_case, progress=lambda stage: say(f"{title}: {stage}")
         )
@@ -105,3 +116,13 @@ def _measure(part: str, case: Case, bench: Bench, outcome: Outcome, say: Callabl
     outcome.rows.append(row_of(part, case, measured))
     outcome.left_out.update({f"{title}: {name}": why for name, why in measured.left_out.items()})
     return True
+
+
+def _built(planned: Case | Planned) -> Case:
+    """Return a case, building it if it was only planned: a failure is one of this row, like a wrong result."""
+    if not isinstance(planned, Planned):
+        return planned
+    try:
+        return planned.build()
+    except Exception as error:
+        raise ValidationError(f"{planned.name}: cannot be built: {describe(error)}") from error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infer_accel.bench.harness import Bench
     from infer_accel.bench.rows import Json, Row
 
-__all__ = ["read_earlier", "record", "write_so_far"]
+__all__ = ["read_earlier", "read_failed", "record", "write_so_far"]
 
 #: What must be the same for rows of two runs to stand in one record. Whether a row was measured by this code is
 #: asked by the commit; a package that is installed has none, and its version speaks for it.
@@ -33,6 +33,9 @@ _SAME = (
     "python",
     "numpy",
 )
+
+#: Of those, what says nothing about rows that a GPU was measured by: another machine of the same kind will do.
+_OF_THE_HOST_ALONE = frozenset({"memory_bytes", "system", "simd", "threads"})
 
 
 def read_earlier(path: Path, bench: Bench) -> list[Row]:
@@ -65,7 +68,19 @@ def read_earlier(path: Path, bench: Bench) -> list[Row]:
         raise InvalidRecordError(f"{path}: its limits or timing are not those of a run: {error!r}") from error
     bench.limits.measured.update(limits)
     bench.rivals.versions.update(_object(machine, "rivals"))
+    if bench.gpu is not None:
+        # With what that run found out about it beside what it is.
+        bench.gpu = _object(machine, "gpu") | bench.gpu
     return rows
+
+
+def read_failed(path: Path) -> list[str]:
+    """Return the keys of the rows that failed in the run that wrote a record; none where there is no record."""
+    if not path.exists():
+        return []
+    machine = json.loads(path.read_text(encoding="utf-8")).get("machine")
+    failed = machine.get("failed") if isinstance(machine, dict) else None
+    return [key for key in failed if isinstance(key, str)] if isinstance(failed, list) else []
 
 
 def record(bench: Bench, rows: Sequence[Row], *, complete: bool) -> dict[str, Json]:
@@ -80,12 +95,16 @@ def write_so_far(path: Path, bench: Bench, rows: Sequence[Row]) -> None:
 
 def _require_same(path: Path, machine: Mapping[str, Any], bench: Bench) -> None:
     # As JSON has it: what was written is compared with what would be.
-    here = json.loads(json.dumps(describe_machine() | {"quick": bench.quick}))
+    here = json.loads(json.dumps(describe_machine() | {"quick": bench.quick, "gpu": bench.gpu}))
     rivals = _object(machine, "rivals")
-    was = {name: machine.get(name) for name in (*_SAME, "quick")} | rivals
-    now = {name: here[name] for name in (*_SAME, "quick")} | {
-        name: installed_version(name) for name in rivals
-    }
+    gpu = here["gpu"] or {}
+    names = [name for name in (*_SAME, "quick") if not (gpu and name in _OF_THE_HOST_ALONE)]
+    before = _object(machine, "gpu")
+    was = {name: machine.get(name) for name in names} | {"a GPU": bool(before)} | rivals
+    was |= {f"the GPU's {name}": before.get(name) for name in gpu}
+    now = {name: here[name] for name in names} | {"a GPU": bool(gpu)}
+    now |= {name: installed_version(name) for name in rivals}
+    now |= {f"the GPU's {name}": value for name, value in gpu.items()}
     for name, value in was.items():
         if value != now[name]:
             raise InvalidRecordError(

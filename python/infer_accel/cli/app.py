@@ -8,6 +8,7 @@ import typer
 
 from infer_accel import __version__
 from infer_accel.cli import bench, count, info, inspect, merge, replay, unmerge
+from infer_accel.cli.output import command
 
 __all__ = ["app"]
 
@@ -19,13 +20,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(name="bench")(bench.run)
-app.command(name="count")(count.run)
-app.command(name="info")(info.run)
-app.command(name="inspect")(inspect.run)
-app.command(name="merge")(merge.run)
-app.command(name="replay")(replay.run)
-app.command(name="unmerge")(unmerge.run)
+app.command(name="bench")(command(bench.run))
+app.command(name="count")(command(count.run))
+app.command(name="info")(command(info.run))
+app.command(name="inspect")(command(inspect.run))
+app.command(name="merge")(command(merge.run))
+app.command(name="replay")(command(replay.run))
+app.command(name="unmerge")(command(unmerge.run))
 
 
 def _show_version(value: bool) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path  # noqa: TC003 - typer reads it at run time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infer_accel.cli.output import EXIT_FELL, EXIT_WRONG, progress, refuse, require_writable, results
+from infer_accel.cli.bench_cuda import find_gpu, tune
+from infer_accel.cli.bench_cuda import sources as sources_on_gpu
+from infer_accel.cli.output import (
+    EXIT_FELL,
+    EXIT_WRONG,
+    progress,
+    refuse,
+    require_picture,
+    require_writable,
+    results,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +32,8 @@ __all__ = ["run"]
 
 #: Of timed calls a case: long enough for dozens of rounds of anything that takes milliseconds.
 _SECONDS = 4.0
+#: On a GPU, whose clock sees nothing else; its hours are dear.
+_SECONDS_CUDA = 2.0
 _SECONDS_QUICK = 1.0
 
 
@@ -78,8 +89,7 @@ def run(
 
     tolerance = _share(fail_over)
     require_writable(json_path, "--json")
-    require_writable(plot, "--plot")
-    _require_matplotlib(plot)
+    require_picture(plot)
     try:
         baseline = None if compare is None else read_rows(compare)
     except InvalidRecordError as error:
@@ -87,14 +97,18 @@ def run(
     gpu = None
     if device is Device.CUDA or autotune:
         gpu = _gpu(part, "--device cuda" if device is Device.CUDA else "--autotune")
-    if gpu is not None and autotune:
-        _autotune(gpu)
-    bench = Bench(quick=quick, seconds_a_case=_SECONDS_QUICK if quick else _SECONDS)
+    measured = gpu if device is Device.CUDA else None
+    seconds = _SECONDS if measured is None else _SECONDS_CUDA
+    bench = Bench(quick=quick, seconds_a_case=_SECONDS_QUICK if quick else seconds)
+    if measured is not None:
+        bench.gpu = measured.describe()
     earlier = _earlier(json_path, bench) if resume else []
-    outcome = _measure(part, bench, earlier, json_path, gpu if device is Device.CUDA else None)
+    if gpu is not None and autotune:
+        tune(gpu, bench)
+    outcome = _measure(part, bench, earlier, json_path, measured, failed=_failed(json_path) if resume else [])
     machine = record(bench, outcome.rows, complete=not outcome.failures)
-    if gpu is not None:
-        machine["gpu"] = gpu.describe()
+    if outcome.failed:
+        machine["failed"] = outcome.failed
     _report(bench, outcome)
     _save(machine, outcome.rows, json_path, plot)
     fell = baseline is not None and _fell(outcome.rows, baseline, part, tolerance)
@@ -117,8 +131,20 @@ def _earlier(json_path: Path | None, bench: Bench) -> list[Row]:
         refuse(str(error))
 
 
+def _failed(json_path: Path | None) -> list[str]:
+    from infer_accel.bench.resume import read_failed
+
+    return [] if json_path is None else read_failed(json_path)
+
+
 def _measure(
-    part: Part, bench: Bench, earlier: Sequence[Row], json_path: Path | None, gpu: Gpu | None
+    part: Part,
+    bench: Bench,
+    earlier: Sequence[Row],
+    json_path: Path | None,
+    gpu: Gpu | None,
+    *,
+    failed: Sequence[str],
 ) -> Outcome:
     from infer_accel.bench import parts
     from infer_accel.bench.resume import write_so_far
@@ -127,40 +153,23 @@ def _measure(
         if json_path is not None:
             write_so_far(json_path, bench, rows)
 
-    with progress() as say:
-        if gpu is not None:
-            from infer_accel.bench import cuda
+    if gpu is not None:
+        from infer_accel.bench import cuda
 
-            names = cuda.PARTS if part is Part.ALL else (part.value,)
-            sources = {name: cuda.source(name, gpu) for name in names}
-        else:
-            names = parts.PARTS if part is Part.ALL else (part.value,)
-            sources = {name: parts.load_part(name) for name in names}
+        names = cuda.PARTS if part is Part.ALL else (part.value,)
+        sources = sources_on_gpu(names, gpu, bench, earlier=earlier, failed=failed)
+    else:
+        names = parts.PARTS if part is Part.ALL else (part.value,)
+        sources = {name: parts.load_part(name) for name in names}
+    with progress() as say:
         return parts.run_parts(sources, bench, say, earlier=earlier, keep=keep)
 
 
 def _gpu(part: Part, option: str) -> Gpu:
-    """Return the GPU to measure on, or refuse in one line that names the option which asks for it."""
+    """Return the GPU to measure on, or refuse in one line."""
     if part is Part.TOKENIZE:
         refuse(f"{option}: tokenize runs on the CPU alone; ask for lora, kvcache or all")
-    if find_spec("torch") is None or find_spec("triton") is None:
-        refuse(f"{option} needs torch and Triton: pip install 'infer-accel[gpu]'")
-    from infer_accel.bench.cuda.device import Gpu, why_none
-
-    why = why_none()
-    if why is not None:
-        refuse(f"{option}: {why}; nothing was measured")
-    return Gpu()
-
-
-def _autotune(gpu: Gpu) -> None:
-    from infer_accel.bench.cuda.autotune import autotune
-
-    threshold, seconds, path = autotune(gpu)
-    console = results()
-    for length, (kernel, driver) in seconds.items():
-        console.print(f"{length >> 10:>4} KiB: kernel {kernel * 1e3:.3f} ms, driver {driver * 1e3:.3f} ms")
-    console.print(f"the driver copies runs from {threshold} bytes on; kept in {path}")
+    return find_gpu(option)
 
 
 def _report(bench: Bench, outcome: Outcome) -> None:
@@ -228,8 +237,3 @@ def _share(text: str) -> float:
     if not 0 <= share < 1:
         refuse(f"--fail-over {text}: must be at least 0% and below 100%")
     return share
-
-
-def _require_matplotlib(plot: Path | None) -> None:
-    if plot is not None and find_spec("matplotlib") is None:
-        refuse("--plot needs matplotlib: pip install 'infer-accel[bench]'")

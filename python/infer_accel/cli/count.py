@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infer_accel.cli.output import byte_progress, guarded, refuse, require_existing, require_writable, results
+from infer_accel.cli.output import (
+    MOST_THREADS,
+    byte_progress,
+    guarded,
+    refuse,
+    require_apart,
+    require_existing,
+    require_plain,
+    require_writable,
+    results,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,12 +55,16 @@ def run(
         str | None,
         typer.Option("--field", help="Key (column) of the text or the messages; found by name unless told."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Also how many texts have more tokens than this.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=0, help="Also how many texts have more tokens than this.")
+    ] = None,
     add_special_tokens: Annotated[
         bool,
         typer.Option("--special/--no-special", help="Count the tokens that the file puts around a text."),
     ] = True,
-    num_threads: Annotated[int | None, typer.Option("--threads", help="Threads; all unless told.")] = None,
+    num_threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=MOST_THREADS, help="Threads; all unless told.")
+    ] = None,
     json_path: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - for the output."),
@@ -64,26 +79,24 @@ def run(
 
     for path in paths:
         require_existing(path, "a file of text, JSON lines or Parquet, or a directory of them")
-    require_existing(tokenizer, "a tokenizer file or a model's directory")
+    require_plain(tokenizer, "a tokenizer file or a model's directory")
     if json_path is not None and str(json_path) != "-":
+        require_apart(json_path, "--json", [path for path in (*paths, tokenizer) if path.is_file()])
         require_writable(json_path, "--json")
     files = [file for path in paths for file in _files(path)]
     if not files:
         refuse(f"{', '.join(map(str, paths))}: no files there")
-    with guarded():
-        load = Tokenizer.from_dir if tokenizer.is_dir() else Tokenizer.from_file
-        counter = _Counter(load(tokenizer), add_special_tokens=add_special_tokens, num_threads=num_threads)
-        counted = _count_files(files, counter, field_name)
+    with guarded(tokenizer):
+        loaded = (Tokenizer.from_dir if tokenizer.is_dir() else Tokenizer.from_file)(tokenizer)
+    counter = _Counter(loaded, add_special_tokens=add_special_tokens, num_threads=num_threads)
+    counted = _count_files(files, counter, field_name)
     document = _document(counted, limit)
     if str(json_path) == "-":
         typer.echo(json.dumps(document, indent=2))
         return
     _print(document)
     if json_path is not None:
-        try:
-            json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            refuse(f"cannot write {json_path}: {error.strerror}")
+        write_results(json_path, json.dumps(document, indent=2))
 
 
 def _files(path: Path) -> list[Path]:
@@ -116,19 +129,26 @@ def _json_lines(path: Path, field_name: str | None) -> Iterator[tuple[object, in
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 refuse(f"{path}, line {number}: {error}")
             yield _chosen(record, field_name, f"{path}, line {number}"), read
+
+
+def _countable(value: object) -> bool:
+    """Return whether `value` is a text, or a list of messages: a template writes other lists as nothing."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    )
 
 
 def _chosen(record: object, field_name: str | None, where: str) -> object:
     """Return the text or the messages of a record."""
     if not isinstance(record, dict):
-        if isinstance(record, str | list) and field_name is None:
+        if _countable(record) and field_name is None:
             return record
         refuse(f"{where}: {type(record).__name__} came; expected an object, a string or a list of messages")
     names = [*_CHAT_FIELDS, *_TEXT_FIELDS] if field_name is None else [field_name]
-    found: object = next((record[name] for name in names if isinstance(record.get(name), str | list)), None)
+    found: object = next((record[name] for name in names if _countable(record.get(name))), None)
     if found is not None:
         return found
     wanted = f"no text under {field_name!r}" if field_name else "no text or messages under a usual name"
@@ -147,12 +167,16 @@ def _parquet(path: Path, field_name: str | None) -> Iterator[tuple[object, int]]
         column = next((name for name in known if name in file.schema_arrow.names), None)
         if column is None:
             refuse(f"{path}: none of its columns {', '.join(file.schema_arrow.names)} is it: pass --field")
+        where = f"{path}, column {column!r}"
         rows, size = max(file.metadata.num_rows, 1), path.stat().st_size
         done = 0
         for batch in file.iter_batches(batch_size=4096, columns=[column]):
             for value in batch.column(0).to_pylist():
                 done += 1
-                yield value if value is not None else "", size * done // rows
+                text = "" if value is None else value
+                if not _countable(text):
+                    refuse(f"{where}: {type(value).__name__} came; expected texts or lists of messages")
+                yield text, size * done // rows
     except ArrowException as error:
         refuse(f"{path}: {error}")
 
@@ -174,11 +198,13 @@ class _Counter:
             texts, add_special_tokens=self.add_special_tokens, num_threads=self.num_threads
         )
 
-    def chats(self, chats: list[list[dict[str, object]]]) -> NDArray[np.int64]:
+    def chats(self, chats: list[list[dict[str, object]]], path: Path) -> NDArray[np.int64]:
         """Return the number of tokens of each conversation's prompt."""
         chat: ChatTemplate | None = self.tokenizer.chat
         if chat is None:
-            refuse("messages came, and the tokenizer has no chat template: pass the model's directory")
+            refuse(
+                f"{path}: messages came, and the tokenizer has no chat template: pass the model's directory"
+            )
         return chat.count_batch(chats, num_threads=self.num_threads)
 
 
@@ -202,7 +228,8 @@ def _count_files(files: list[Path], counter: _Counter, field_name: str | None) -
             def step(read: int, start: int = start) -> None:
                 show(start + read, total)
 
-            counted.append(_count_file(path, counter, field_name, step))
+            with guarded(path):
+                counted.append(_count_file(path, counter, field_name, step))
             before += path.stat().st_size
     return counted
 
@@ -227,7 +254,7 @@ def _count(records: list[object], counter: _Counter, result: _File) -> None:
     if texts:
         result.counts.extend(counter.texts(texts).tolist())
     if chats:
-        result.counts.extend(counter.chats(chats).tolist())
+        result.counts.extend(counter.chats(chats, result.path).tolist())
 
 
 # Reporting --------------------------------------------------------------------------------------------------

@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from infer_accel.cli.output import byte_progress, guarded, refuse, require_existing, require_writable, results
+from infer_accel.cli.output import (
+    MOST_SEED,
+    MOST_THREADS,
+    byte_progress,
+    guarded,
+    refuse,
+    require_apart,
+    require_existing,
+    require_writable,
+    results,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from infer_accel.lora import MergeReport, TensorChange
 
 __all__ = ["run"]
 
+#: Of one module; no weight matrix has a longer side.
+MOST_RANK = 2**31 - 1
 #: Tensors that the table shows one by one; of more the sums by module are shown.
 _ROWS = 24
 
@@ -38,8 +51,10 @@ def run(
     density: Annotated[
         float | None, typer.Option(help="Share of elements that ties, dare_* and magnitude_prune keep.")
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Ranks of what svd makes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Names the random choices of dare_*.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, max=MOST_RANK, help="Ranks of what svd makes.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Names the random choices of dare_*.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16: the format of the output.")
     ] = None,
@@ -58,7 +73,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would happen, write nothing.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="The most threads that compute.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="The most threads that compute.")
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
     ] = None,
@@ -70,6 +87,7 @@ def run(
     from infer_accel import lora
 
     shares = None if weights is None else [_weight(text) for text in weights.split(",")]
+    require_apart(json_path, "--json", [base, *adapters, output])
     require_writable(json_path, "--json")
     require_existing(base, "the directory of a checkpoint first, then its adapters")
     for adapter in adapters:
@@ -95,12 +113,7 @@ def run(
         )
     _print(report)
     if json_path is not None:
-        from infer_accel._files import write_text
-
-        try:
-            write_text(json_path, report.to_json() + "\n")
-        except OSError as error:
-            refuse(f"cannot write {json_path}: {error.strerror}")
+        write_results(json_path, report.to_json())
 
 
 def _weight(text: str) -> float:

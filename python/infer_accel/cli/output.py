@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from functools import wraps
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
@@ -11,25 +13,38 @@ from rich.markup import escape
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 __all__ = [
     "EXIT_FELL",
     "EXIT_WRONG",
+    "MOST_SEED",
+    "MOST_THREADS",
     "byte_progress",
+    "command",
     "errors",
     "guarded",
     "progress",
     "refuse",
+    "require_apart",
     "require_existing",
     "require_file",
+    "require_picture",
+    "require_plain",
     "require_writable",
     "results",
+    "write_results",
 ]
+
+Parameters = ParamSpec("Parameters")
 
 EXIT_FELL = 1
 EXIT_WRONG = 2
+
+#: The largest values that options take: more is refused with the option's name, not somewhere below it.
+MOST_SEED = 2**64 - 1
+MOST_THREADS = 2**16
 
 
 def results() -> Console:
@@ -84,14 +99,38 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Turn an error of this package into its text and exit code 2."""
+def guarded(subject: object = None) -> Iterator[None]:
+    """Turn an error of this package or of the system into one line and exit code 2.
+
+    `subject`, where it is given, is said first: the file in which the error was found.
+    """
     from infer_accel.errors import InferAccelError
 
+    before = "" if subject is None else f"{subject}: "
     try:
         yield
     except InferAccelError as error:
-        refuse(f"{error} [{error.code}]")
+        refuse(f"{before}{error} [{error.code}]")
+    except BrokenPipeError:
+        raise  # typer's: whoever reads the output has had enough
+    except OSError as error:
+        named = error.filename if error.filename is not None else subject
+        refuse(f"{'a read or a write failed' if named is None else named}: {error.strerror}")
+
+
+def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Return `run` as a command that ends in one line and exit code 2 where the core, a file or the output fails."""
+
+    @wraps(run)
+    def run_guarded(*args: Parameters.args, **options: Parameters.kwargs) -> None:
+        from infer_accel import _backend
+
+        with guarded():
+            if _backend.name() == "native":
+                _backend.native()  # says here, in one line, why it cannot be loaded
+            run(*args, **options)
+
+    return run_guarded
 
 
 def refuse(message: str) -> NoReturn:
@@ -117,12 +156,39 @@ def require_file(path: Path, wanted: str) -> None:
         refuse(f"{path}: is a directory; pass {wanted}")
 
 
+def require_plain(path: Path, wanted: str) -> None:
+    """Refuse what is neither a file nor a directory: opening a pipe waits for its writer for ever."""
+    require_existing(path, wanted)
+    if not (path.is_file() or path.is_dir()):
+        refuse(f"{path}: is a pipe or a device; pass {wanted}")
+
+
+def require_apart(path: Path | None, option: str, others: Iterable[Path]) -> None:
+    """Refuse a file of results that is one of the files of the call, or lies in one of its directories."""
+    for other in others:
+        if path is not None and path.resolve().is_relative_to(other.resolve()):
+            refuse(f"{option} {path}: is part of {other}; name a file elsewhere")
+
+
+def require_picture(path: Path | None) -> None:
+    """Refuse before any work is done a picture that cannot be drawn or written."""
+    if path is None:
+        return
+    require_writable(path, "--plot")
+    if path.suffix.lower() != ".png":
+        refuse(f"--plot {path}: pictures are PNG; name it {path.with_suffix('.png').name}")
+    if find_spec("matplotlib") is None:
+        refuse("--plot needs matplotlib: pip install 'infer-accel[bench]'")
+
+
 def require_writable(path: Path | None, option: str) -> None:
     """Refuse before any work is done if `path` cannot become a file."""
     if path is None:
         return
     if path.is_dir():
         refuse(f"{option} {path}: is a directory; name a file")
+    if path.exists() and not path.is_file():
+        return  # a pipe or a device: it is written as it is, and no file is made beside it
     folder = path.parent
     if not folder.is_dir():
         refuse(f"{option} {path}: there is no directory {folder}; make it first")
@@ -132,3 +198,13 @@ def require_writable(path: Path | None, option: str) -> None:
         probe.unlink()
     except OSError as error:
         refuse(f"{option} {path}: cannot write to {folder}: {error.strerror}")
+
+
+def write_results(path: Path, text: str) -> None:
+    """Write what `--json` asks for, whole or not at all."""
+    from infer_accel._files import write_text
+
+    try:
+        write_text(path, text + "\n")
+    except OSError as error:
+        refuse(f"cannot write {path}: {error.strerror}")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path  # noqa: TC003 - typer reads it at run time
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from infer_accel.cli.output import errors, refuse, require_file, require_writable, results
+from infer_accel.cli.output import (
+    MOST_SEED,
+    errors,
+    guarded,
+    require_apart,
+    require_file,
+    require_picture,
+    require_writable,
+    results,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from infer_accel.kvcache import ReplayReport, Trace
@@ -30,14 +39,16 @@ def run(
     num_blocks: Annotated[int, typer.Option("--blocks", help="Blocks of the cache.")] = 20_000,
     block_size: Annotated[int, typer.Option(help="Tokens in a block: a divisor or multiple of 512.")] = 16,
     host_blocks: Annotated[int, typer.Option(help="Blocks of a second tier.")] = 0,
-    bytes_per_token: Annotated[int, typer.Option(help="Bytes of keys and values, all layers.")] = 131_072,
+    bytes_per_token: Annotated[
+        int, typer.Option(min=0, help="Bytes of keys and values, all layers.")
+    ] = 131_072,
     seconds_per_token: Annotated[
         float | None, typer.Option(help="Let requests overlap: seconds for each token of an answer.")
     ] = None,
     outputs: Annotated[bool, typer.Option("--outputs", help="Let answers take blocks, too.")] = False,
     curve: Annotated[bool, typer.Option("--curve", help="Also the hit rate for other capacities.")] = False,
     requests: Annotated[int, typer.Option(help="Requests of a trace that is made.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of a trace that is made.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of a trace that is made.")] = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
     ] = None,
@@ -49,16 +60,14 @@ def run(
 
     Exit codes: 0 replayed, 2 wrong input.
     """
-    from infer_accel.errors import InferAccelError
     from infer_accel.kvcache import replay
 
     if trace is not None:
         require_file(trace, "a Mooncake trace (JSON lines) or an Azure trace (CSV), or none to have one made")
+        require_apart(json_path, "--json", [trace])
     require_writable(json_path, "--json")
-    require_writable(plot, "--plot")
-    if plot is not None and find_spec("matplotlib") is None:
-        refuse("--plot needs matplotlib: pip install 'infer-accel[bench]'")
-    try:
+    require_picture(plot)
+    with guarded(trace):
         loaded = _load(trace, requests, seed)
         with _Bar(len(loaded), "replaying") as bar:
             report = replay(
@@ -71,20 +80,13 @@ def run(
                 progress=bar.show,
             )
         points = _curve(loaded, report) if curve or plot is not None else []
-    except InferAccelError as error:
-        refuse(str(error))
-    except OSError as error:
-        refuse(f"cannot read {trace}: {error.strerror}")
     facts = _facts(loaded, report, bytes_per_token)
     _print(facts, points)
     document = {**facts, "curve": [{"blocks": blocks, "hit_rate": rate} for blocks, rate in points]}
-    try:
-        if json_path is not None:
-            json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        if plot is not None:
-            _draw(plot, points, repr(loaded))
-    except OSError as error:
-        refuse(f"cannot write {error.filename}: {error.strerror}")
+    if json_path is not None:
+        write_results(json_path, json.dumps(document, indent=2))
+    if plot is not None:
+        _draw(plot, points, repr(loaded))
 
 
 def _load(path: Path | None, requests: int, seed: int) -> Trace:
@@ -144,12 +146,15 @@ def _draw(path: Path, points: list[tuple[int, float]], title: str) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    from infer_accel._files import replace_file
+
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot([blocks for blocks, _ in points], [rate for _, rate in points], marker="o")
     axes.set(xscale="log", xlabel="blocks of the cache", ylabel="hit blocks ÷ all blocks", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path, dpi=150)
+    with guarded(f"--plot {path}"), replace_file(path) as beside:
+        figure.savefig(beside, format="png", dpi=150)
     plt.close(figure)
 
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from infer_accel.cli.output import byte_progress, guarded, refuse, require_existing, require_writable, results
+from infer_accel.cli.output import (
+    MOST_THREADS,
+    byte_progress,
+    guarded,
+    require_apart,
+    require_existing,
+    require_writable,
+    results,
+    write_results,
+)
 
 __all__ = ["run"]
 
@@ -24,7 +33,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="Go on with unfinished work, or discard it.")
     ] = True,
-    threads: Annotated[int | None, typer.Option(help="The most threads that compute.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="The most threads that compute.")
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
     ] = None,
@@ -35,6 +46,7 @@ def run(
     """
     from infer_accel import lora
 
+    require_apart(json_path, "--json", [merged, *adapters, output])
     require_writable(json_path, "--json")
     require_existing(merged, "the directory that `infer-accel merge --residue` made, then the adapters")
     for adapter in adapters:
@@ -55,9 +67,4 @@ def run(
     for line in (f"{ways}, {report.bytes / 1e9:.2f} GB", written):
         console.print(line, markup=False, highlight=False)
     if json_path is not None:
-        from infer_accel._files import write_text
-
-        try:
-            write_text(json_path, report.to_json() + "\n")
-        except OSError as error:
-            refuse(f"cannot write {json_path}: {error.strerror}")
+        write_results(json_path, report.to_json())

@@ -8,9 +8,9 @@ import logging
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from infer_accel.kvcache import TierStats
+
+    #: A page of an engine's memory.
+    _Page: TypeAlias = torch.Tensor | npt.NDArray[np.uint8]
+    #: Pages that one call reads or writes: the first, the one behind the last, and all of them.
+    _Run: TypeAlias = tuple[int, int, npt.NDArray[np.uint8]]
 
 _log = logging.getLogger("infer_accel")
 
@@ -85,20 +90,20 @@ class PageFiles:
         except InferAccelError:
             return None
 
-    def load(self, names: Sequence[str], pages: Sequence[torch.Tensor | npt.NDArray[np.uint8]]) -> list[bool]:
+    def load(self, names: Sequence[str], pages: Sequence[_Page]) -> list[bool]:
         """Fill pages, all of one size; returns which were there. The others are left as they may be."""
         if not names:
             return []
-        rows = [_bytes_of(page) for page in pages]
-        found = self._try(lambda tier: self._load(tier, _keys(names), rows), len(rows[0]))
+        places = _places_of(pages)
+        found = self._try(lambda tier: self._load(tier, _keys(names), pages, places), pages[0].nbytes)
         return [False] * len(names) if found is None else found
 
-    def store(self, names: Sequence[str], pages: Sequence[torch.Tensor | npt.NDArray[np.uint8]]) -> bool:
+    def store(self, names: Sequence[str], pages: Sequence[_Page]) -> bool:
         """Store pages, all of one size; returns whether all are there now."""
         if not names:
             return True
-        rows = [_bytes_of(page) for page in pages]
-        return self._try(lambda tier: _stored(tier, _keys(names), rows), len(rows[0])) or False
+        places = _places_of(pages)
+        return self._try(lambda tier: _stored(tier, _keys(names), pages, places), pages[0].nbytes) or False
 
     def present(self, names: Sequence[str]) -> list[bool]:
         """Return which pages are there, also those that other processes have stored."""
@@ -129,24 +134,45 @@ class PageFiles:
             # Nobody waits for it any more.
             opening.add_done_callback(_close_what_came)
 
-    def _load(self, tier: DiskTier, keys: list[bytes], rows: list[npt.NDArray[np.uint8]]) -> list[bool]:
-        runs = list(_runs(rows))
+    def _load(
+        self, tier: DiskTier, keys: list[bytes], pages: Sequence[_Page], places: list[int]
+    ) -> list[bool]:
+        runs = list(_runs(pages, places, tier.page_bytes))
         if len(runs) == 1:
             found: list[bool] = tier.load(keys, runs[0][2]).tolist()
             return found
         if tier.page_bytes < _ALONE:
             gathered = np.empty((len(keys), tier.page_bytes), np.uint8)
             found = tier.load(keys, gathered).tolist()
-            for row, page, is_there in zip(rows, gathered, found, strict=True):
+            for place, is_there in enumerate(found):
                 if is_there:
-                    row[:] = page
+                    _bytes_of(pages[place])[:] = gathered[place]
             return found
+        return self._load_runs(tier, keys, runs)
+
+    def _load_runs(self, tier: DiskTier, keys: list[bytes], runs: list[_Run]) -> list[bool]:
+        """Load what lies apart: each thread takes the next run, this one too, which costs less than a task for each."""
+        found = [False] * len(keys)
+        waiting = iter(runs)
+        workers = min(_READERS, len(runs))
+        threads = max(1, (os.cpu_count() or 1) // workers)
+
+        def work() -> None:
+            for first, end, rows in waiting:
+                found[first:end] = tier.load(keys[first:end], rows, num_threads=threads).tolist()
+
         with self._lock:
             if self._readers is None:
                 self._readers = ThreadPoolExecutor(_READERS, "infer-accel-read")
-            readers = self._readers
-        loaded = readers.map(lambda run: tier.load(keys[run[0] : run[1]], run[2]).tolist(), runs)
-        return [is_there for run in loaded for is_there in run]
+            others = [self._readers.submit(work) for _ in range(workers - 1)]
+        try:
+            work()
+        finally:
+            # They write to the caller's memory: nobody leaves before all are done.
+            wait(others)
+        for other in others:
+            other.result()
+        return found
 
     def _present(self, tier: DiskTier, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         keys = _keys(names)
@@ -225,44 +251,50 @@ def _keys(names: Sequence[str]) -> list[bytes]:
     return [hashlib.sha256(name.encode()).digest() for name in names]
 
 
-def _bytes_of(page: torch.Tensor | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return a page's own memory, which has to lie in one piece on the host."""
+def _bytes_of(page: _Page) -> npt.NDArray[np.uint8]:
+    """Return a page's own memory."""
     if isinstance(page, np.ndarray):
         return page
-    if page.device.type != "cpu" or not page.is_contiguous():
-        message = (
-            f"a page of {page.device} with strides {page.stride()} came; it must be the host's, in one piece"
-        )
-        raise ArgumentError(message, code="argument.connector_option")
     flat: npt.NDArray[np.uint8] = page.detach().view(-1).view(torch.uint8).numpy()
     return flat
 
 
-def _stored(tier: DiskTier, keys: list[bytes], rows: list[npt.NDArray[np.uint8]]) -> bool:
-    runs = list(_runs(rows))
+def _places_of(pages: Sequence[_Page]) -> list[int]:
+    """Return where each page begins, which has to lie in one piece on the host."""
+    places = []
+    for page in pages:
+        if isinstance(page, np.ndarray):
+            places.append(page.__array_interface__["data"][0])
+        elif page.is_cpu and page.is_contiguous():
+            places.append(page.data_ptr())
+        else:
+            message = f"a page of {page.device} with strides {page.stride()} came; it must be the host's, in one piece"
+            raise ArgumentError(message, code="argument.connector_option")
+    return places
+
+
+def _stored(tier: DiskTier, keys: list[bytes], pages: Sequence[_Page], places: list[int]) -> bool:
+    runs = list(_runs(pages, places, tier.page_bytes))
     if len(runs) > 1 and tier.page_bytes < _ALONE:
-        runs = [(0, len(keys), np.stack(rows))]
-    for first, end, pages in runs:
-        tier.store(keys[first:end], pages)
+        runs = [(0, len(keys), np.stack([_bytes_of(page) for page in pages]))]
+    for first, end, rows in runs:
+        tier.store(keys[first:end], rows)
     return True
 
 
-def _runs(rows: list[npt.NDArray[np.uint8]]) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
-    """Find rows that follow each other in memory, or lie at one distance: first, end, and the rows as one array."""
-    size = len(rows[0])
-    if any(len(row) != size for row in rows):
-        message = (
-            f"pages of {sorted({len(row) for row in rows})} bytes came in one call; all must be of one size"
-        )
+def _runs(pages: Sequence[_Page], places: list[int], size: int) -> Iterator[_Run]:
+    """Find pages that follow each other in memory, or lie at one distance: first, end, and the pages as one array."""
+    sizes = {page.nbytes for page in pages}
+    if len(sizes) > 1:
+        message = f"pages of {sorted(sizes)} bytes came in one call; all must be of one size"
         raise ArgumentError(message, code="argument.connector_option")
-    places = [row.__array_interface__["data"][0] for row in rows]
     first = 0
-    while first < len(rows):
+    while first < len(places):
         end = first + 1
-        step = places[end] - places[first] if end < len(rows) else size
+        step = places[end] - places[first] if end < len(places) else size
         if step >= size:
-            while end < len(rows) and places[end] - places[end - 1] == step:
+            while end < len(places) and places[end] - places[end - 1] == step:
                 end += 1
-        shown = (end - first, size)
-        yield first, end, np.lib.stride_tricks.as_strided(rows[first], shown, (max(step, size), 1))
+        shape, strides = (end - first, size), (max(step, size), 1)
+        yield first, end, np.lib.stride_tricks.as_strided(_bytes_of(pages[first]), shape, strides)
         first = end

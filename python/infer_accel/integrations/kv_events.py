@@ -16,7 +16,7 @@ except ImportError as error:
     _message = f"events go over ZeroMQ, which is not installed: pip install pyzmq ({error})"
     raise ModuleNotFoundError(_message, name="zmq") from error
 
-from infer_accel.errors import ArgumentError
+from infer_accel.errors import ArgumentError, InferAccelError
 from infer_accel.kvcache import BlockPool
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _log = logging.getLogger("infer_accel")
 
 #: What vLLM ends an answer to a replay with.
 _END = (-1).to_bytes(8, "big", signed=True)
+#: Of seconds between two looks, and of ranks and messages kept.
+_LONGEST_INTERVAL, _MOST = 3600.0, 2**31 - 1
 
 
 class KvEventPublisher:
@@ -94,11 +96,7 @@ class KvEventPublisher:
         if not pool.keeps_events:
             message = "this pool keeps no events: make it with BlockPool(…, event_bytes=1 << 24)"
             raise ArgumentError(message, code="argument.events")
-        if not interval > 0 or buffer_steps < 0:
-            message = (
-                f"interval={interval} and buffer_steps={buffer_steps} came; above 0 and from 0 on are allowed"
-            )
-            raise ArgumentError(message, code="argument.events")
+        _check(interval, buffer_steps, data_parallel_rank, hashes)
         self._pool, self._topic, self._rank, self._hashes = pool, topic.encode(), data_parallel_rank, hashes
         self._interval = interval
         self._sent: deque[tuple[int, bytes]] = deque(maxlen=buffer_steps)
@@ -118,18 +116,21 @@ class KvEventPublisher:
             self._context.destroy(linger=0)
             message = f"{endpoint!r} and {replay_endpoint!r} came, and cannot be bound: {error}"
             raise ArgumentError(message, code="argument.endpoint") from error
+        # A socket that is closed cannot tell any more.
+        self._endpoint = _name_of(self._publisher)
+        self._replay_endpoint = None if self._replay is None else _name_of(self._replay)
         self._thread = threading.Thread(target=self._run, name="infer-accel-kv-events", daemon=True)
         self._thread.start()
 
     @property
     def endpoint(self) -> str:
         """Where subscribers connect."""
-        return self._name_of(self._publisher)
+        return self._endpoint
 
     @property
     def replay_endpoint(self) -> str | None:
         """Where they ask for what they missed."""
-        return None if self._replay is None else self._name_of(self._replay)
+        return self._replay_endpoint
 
     @property
     def messages(self) -> int:
@@ -156,13 +157,13 @@ class KvEventPublisher:
         self._stop.set()
         self._thread.join()
         with self._lock:
-            if not self._context.closed:
+            if self._context.closed:
+                return
+            try:
                 self._publish()
+            finally:
                 # A subscriber that is there gets what was sent, one that is not holds nobody up.
-                self._publisher.close(linger=1000)
-                if self._replay is not None:
-                    self._replay.close(linger=1000)
-                self._context.term()
+                self._context.destroy(linger=1000)
 
     def __enter__(self) -> Self:
         return self
@@ -178,17 +179,13 @@ class KvEventPublisher:
         socket.bind(endpoint)
         return socket
 
-    @staticmethod
-    def _name_of(socket: zmq.Socket[bytes]) -> str:
-        return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
-
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
             with self._lock:
                 try:
                     self._publish()
                     self._answer()
-                except zmq.ZMQError:
+                except (zmq.ZMQError, InferAccelError):
                     _log.exception("events of the KV cache could not be published")
 
     def _publish(self) -> None:
@@ -212,6 +209,26 @@ class KvEventPublisher:
                 if number >= first:
                     self._replay.send_multipart([client, b"", self._topic, number.to_bytes(8, "big"), batch])
             self._replay.send_multipart([client, b"", b"", _END, b""])
+
+
+def _name_of(socket: zmq.Socket[bytes]) -> str:
+    return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def _check(interval: float, buffer_steps: int, rank: int | None, hashes: str) -> None:
+    """Refuse here what would end the thread, where nobody sees it."""
+    if not 0 < interval <= _LONGEST_INTERVAL or not 0 <= buffer_steps <= _MOST:
+        message = (
+            f"interval={interval} and buffer_steps={buffer_steps} came; above 0 and up to {_LONGEST_INTERVAL:g}, and "
+            f"0 to {_MOST} are allowed"
+        )
+        raise ArgumentError(message, code="argument.events")
+    if rank is not None and not 0 <= rank <= _MOST:
+        message = f"data_parallel_rank={rank} came; None and 0 to {_MOST} are allowed"
+        raise ArgumentError(message, code="argument.events")
+    if hashes not in {"integer", "bytes"}:
+        message = f'hashes={hashes!r} came; allowed: "integer", "bytes"'
+        raise ArgumentError(message, code="argument.events")
 
 
 def _of_rank(endpoint: str, rank: int) -> str:

@@ -12,6 +12,7 @@ from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import from_url
 
 from infer_accel.errors import ArgumentError
+from infer_accel.integrations._shared.address import without_secrets
 from infer_accel.integrations._shared.engine import EngineFullError
 from infer_accel.integrations._shared.stats import SharedTierStats
 from infer_accel.integrations._shared.tier import SharedTier
@@ -91,8 +92,10 @@ class ObjectStoreTier(SharedTier):
             try:
                 store = from_url(store, config=dict(config or {}), client_options=dict(client_options or {}))
             except (ObstoreError, ValueError, TypeError) as error:
-                message = f"obstore does not take {store!r} with these settings: {error}"
-                raise ArgumentError(message, code="argument.shared_tier") from error
+                # Its text goes on with the whole URL in pieces, and so does the error itself.
+                reason = without_secrets(next(iter(str(error).splitlines()), ""))
+                message = f"obstore does not take {without_secrets(store)!r} with these settings: {reason}"
+                raise ArgumentError(message, code="argument.shared_tier") from None
         super().__init__(
             _ObjectEngine(store),
             page_bytes=page_bytes,

@@ -73,6 +73,9 @@ class StatsCollector:
             if not _NAME.fullmatch(name):
                 message = f"the name {name!r} came; pass lower-case letters, digits and underscores"
                 raise ArgumentError(message, code="argument.metric_name")
+        if "source" in (labels or {}):
+            message = "the label 'source' came; it is this collector's own: name yours otherwise"
+            raise ArgumentError(message, code="argument.metric_name")
         self._sources = dict(sources)
         self._labels = dict(labels or {})
 

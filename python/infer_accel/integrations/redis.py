@@ -13,6 +13,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
 from infer_accel.errors import ArgumentError
+from infer_accel.integrations._shared.address import without_secrets
 from infer_accel.integrations._shared.engine import EngineFullError
 from infer_accel.integrations._shared.stats import SharedTierStats
 from infer_accel.integrations._shared.tier import SharedTier
@@ -130,7 +131,9 @@ class RedisTier(SharedTier):
             pool = client.connection_pool
             pool.connection_class(**pool.connection_kwargs)  # looks at the options, and does not connect
         except (ValueError, TypeError) as error:
-            message = f"the client of Redis does not take url={url!r} with these options: {error}"
+            message = (
+                f"the client of Redis does not take url={without_secrets(url)!r} with these options: {error}"
+            )
             raise ArgumentError(message, code="argument.shared_tier") from error
         super().__init__(
             _RedisEngine(client, prefix, expire_seconds),

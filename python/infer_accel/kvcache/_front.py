@@ -12,7 +12,7 @@ import numpy as np
 
 from infer_accel import _backend
 from infer_accel._reference.kvcache.arguments import page_keys, page_rows
-from infer_accel.errors import ArgumentError, InferAccelError, StorageError
+from infer_accel.errors import ArgumentError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,7 +104,7 @@ class HostFront:
                     self._slots.move_to_end(name)
                     rows[number, :] = self._pages[slot]
                     found[number] = True
-        self._counts["host_hits"] += int(found.sum())
+            self._counts["host_hits"] += int(found.sum())
         missing = np.flatnonzero(~found)
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
@@ -269,16 +269,21 @@ class HostFront:
                     return
                 names = [self._wanted.popleft() for _ in range(min(self._batch, len(self._wanted)))]
             pages = np.empty((len(names), self._tier.page_bytes), np.uint8)
-            try:
-                found = self._tier.load(names, pages)
-            except InferAccelError:  # closed meanwhile
-                found = np.zeros(len(names), np.bool_)
+            found = self._loaded(names, pages)
             with self._changed:
                 for name, page, hit in zip(names, pages, found, strict=True):
                     if hit:
                         self._counts["prefetched_pages"] += self._keep(name, page)
                 self._wanted_keys.difference_update(names)
                 self._changed.notify_all()
+
+    def _loaded(self, names: list[bytes], pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        nothing = np.zeros(len(names), np.bool_)
+        try:
+            found = self._tier.load(names, pages)
+        except Exception:  # noqa: BLE001 - closed meanwhile, or failed: the thread must live for those who wait
+            return nothing
+        return found if found.shape == nothing.shape else nothing
 
     # Checks -------------------------------------------------------------------------------------------------
 

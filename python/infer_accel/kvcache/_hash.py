@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from infer_accel import _backend
-from infer_accel.errors import ArgumentError, TokenizerError
+from infer_accel.errors import ArgumentError, DTypeError, IdError, TokenizerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +23,9 @@ Algorithm: TypeAlias = Literal["sha256_cbor", "sha256", "xxhash_cbor", "xxhash"]
 
 #: A value in a block's extra keys.
 ExtraKey: TypeAlias = "bool | int | str | bytes | Sequence[ExtraKey] | None"
+
+#: Of :class:`PromptBlocks`, whose ids are int32 as a tokenizer's are.
+_MAX_ID = 2**31 - 1
 
 _implementation = _backend.load("kvcache")
 
@@ -68,6 +71,8 @@ def hash_blocks(
     ------
     IdError
         A token id is negative or above 2³²-1.
+    DTypeError
+        Something else than integers came as `token_ids`, or than uint8 as `parent`.
     ArgumentError
         Unknown algorithm, `block_size` below 1, a value that extra keys cannot hold.
     ShapeError
@@ -91,7 +96,7 @@ def hash_blocks(
     >>> bool((continued[0] == hashes[1]).all())
     True
     """
-    start = np.asarray(parent, np.uint8).tobytes() if isinstance(parent, np.ndarray) else parent
+    start = _digest_of(parent) if isinstance(parent, np.ndarray) else parent
     implementation = _implementation
     if extra_keys is not None and _needs_pickle(algorithm, extra_keys):
         from infer_accel._reference import kvcache as implementation  # noqa: PLC0415 - rarely needed
@@ -101,6 +106,14 @@ def hash_blocks(
         token_ids, block_size=block_size, algorithm=algorithm, parent=start, extra_keys=extra_keys
     )
     return hashes
+
+
+def _digest_of(parent: npt.NDArray[np.uint8]) -> bytes:
+    """Return the bytes of a hash; other numbers than bytes would be cut to some without a word."""
+    if parent.dtype != np.uint8:
+        message = f"a parent of {parent.dtype} came; pass uint8, as `hash_blocks` returns it, or bytes"
+        raise DTypeError(message, code="dtype.bytes")
+    return parent.tobytes()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +173,9 @@ def hash_prompt(
     ------
     TokenizerError
         Messages came, and the tokenizer has no chat template; or the text cannot be encoded.
-    ArgumentError, IdError
+    IdError
+        An id is negative or above 2³¹-1: :class:`PromptBlocks` has no room for it.
+    ArgumentError, DTypeError, ShapeError
         As for :func:`hash_blocks`.
 
     Examples
@@ -195,13 +210,25 @@ def hash_prompt(
         text_or_messages = tokenizer.encode(
             text_or_messages, add_special_tokens=add_special_tokens, parse_special=parse_special
         )
-    ids = np.asarray(text_or_messages)
-    ids = ids.astype(np.int64 if ids.size == 0 else ids.dtype, copy=False)
+    ids = _ids_of(text_or_messages)
     first, later = keys
     num_blocks = len(ids) // block_size if block_size > 0 and ids.ndim == 1 else 0
     extra_keys = None if first is None else [first, *[later] * (num_blocks - 1)][:num_blocks]
     hashes = hash_blocks(ids, block_size=block_size, algorithm=algorithm, extra_keys=extra_keys)
+    if ids.size > 0 and (largest := int(ids.max())) > _MAX_ID:
+        message = f"token id {largest} came; a prompt's ids go from 0 to {_MAX_ID}"
+        raise IdError(message, code="id.token")
     return PromptBlocks(ids.astype(np.int32), hashes)
+
+
+def _ids_of(prompt: object) -> npt.NDArray[np.integer]:
+    """Return what came as an array, which :func:`hash_blocks` then looks at."""
+    try:
+        ids = np.asarray(prompt)
+    except (RuntimeError, ValueError) as error:
+        message = f"{type(prompt).__name__} came where ids are expected; pass integers, a text or messages ({error})"
+        raise DTypeError(message, code="dtype.ids") from error
+    return ids.astype(np.int64) if ids.size == 0 else ids
 
 
 def prompt_keys(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 
-from infer_accel.errors import ArgumentError, LayoutError, ShapeError
+from infer_accel._reference._tensors import require_tensor
+from infer_accel.errors import ArgumentError, DTypeError, LayoutError, ShapeError
 from infer_accel.kvcache._copy import page_copy
 
 if TYPE_CHECKING:
@@ -198,7 +199,19 @@ class PageLayout:
         numpy.ndarray
             uint8 of shape ``[n * len(records), key_bytes + 2]``, page by page: the page's key, then the record's
             number, low byte first.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            Keys that are not rows of bytes.
         """
+        if keys.ndim != 2:
+            raise ShapeError(
+                f"keys of shape {keys.shape} came; pass one row for each page", code="shape.keys"
+            )
+        if keys.dtype != np.uint8:
+            message = f"keys of {keys.dtype} came; pass uint8 of shape [n, key_bytes]"
+            raise DTypeError(message, code="dtype.bytes")
         numbers = np.array(self.records, "<u2").view(np.uint8).reshape(-1, 2)
         front = np.repeat(keys, len(numbers), axis=0)
         return np.concatenate([front, np.tile(numbers, (len(keys), 1))], axis=1)
@@ -217,6 +230,13 @@ class PageLayout:
         -------
         numpy.ndarray
             The records, page by page.
+
+        Raises
+        ------
+        ShapeError, LayoutError
+            Pages of another shape or format than this layout's; an `out` that is not as said.
+        DTypeError, GradientError, DeviceError
+            What is no tensor, or one that cannot be used.
         """
         count = self._check_pages(pages)
         shape = (count * len(self.records), self.record_bytes)
@@ -233,10 +253,16 @@ class PageLayout:
             uint8 of shape ``[n * len(records), record_bytes]``, page by page.
         out
             Shape ``[n, *shape]``, any strides; written.
+
+        Raises
+        ------
+        ShapeError, LayoutError, DTypeError, GradientError, DeviceError, ReadOnlyError
+            As for :meth:`pack`; an `out` that must not be written.
         """
         self._copy(out, records, self._check_pages(out), to_records=False)
 
     def _check_pages(self, pages: Tensor) -> int:
+        require_tensor(pages)
         shape = tuple(pages.shape)
         if shape[1:] != self.shape or len(shape) != len(self.shape) + 1:
             message = f"pages of shape {shape} came; this layout's are [n, {', '.join(map(str, self.shape))}]"
@@ -247,7 +273,11 @@ class PageLayout:
             raise LayoutError(message, code="layout.dtype")
         return shape[0]
 
-    def _copy(self, pages: Tensor, records: npt.NDArray[np.uint8], count: int, *, to_records: bool) -> None:
+    def _copy(self, pages: Tensor, given: object, count: int, *, to_records: bool) -> None:
+        if not isinstance(given, np.ndarray):
+            message = f"{type(given).__name__} came as records; pass a numpy array of uint8"
+            raise DTypeError(message, code="dtype.not_a_tensor")
+        records: npt.NDArray[np.uint8] = given
         wanted = (count * len(self.records), self.record_bytes)
         if records.shape != wanted or records.dtype != np.uint8 or not records.flags.c_contiguous:
             records = _refused_or_contiguous(records, wanted, writable=to_records)

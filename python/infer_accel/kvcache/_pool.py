@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Literal
 
 from infer_accel import _backend
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Handle and id of the null block, which stands for "no block" in tables.
 NULL_BLOCK = 0
+
+#: As for hashes.
+_MAX_BLOCK_SIZE = 2**24
 
 _implementation = _backend.load("kvcache")
 
@@ -93,8 +97,9 @@ class BlockPool(Retention, EventSource):
         pin_blocks: int = 0,
         event_bytes: int = 0,
     ) -> None:
-        if block_size < 1:
-            message = f"block_size={block_size} came; a block holds 1 token or more"
+        block_size = index(block_size)
+        if not 1 <= block_size <= _MAX_BLOCK_SIZE:
+            message = f"block_size={block_size} came; a block holds 1 to {_MAX_BLOCK_SIZE} tokens"
             raise ArgumentError(message, code="argument.block_size")
         self._native_pool = _implementation.BlockPool(
             num_blocks,

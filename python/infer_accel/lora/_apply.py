@@ -232,6 +232,8 @@ def products_of(
     entry: Product | Sequence[Product | None] | None, count: int | None = None
 ) -> list[tuple[Tensor, Tensor, float] | None]:
     """Return the products of one adapter, each with its scaling; exactly `count` of them where that is given."""
+    if not isinstance(entry, list | tuple | None):
+        raise ArgumentError(_PRODUCT_RULE, code="argument.matrices")
     parts: Sequence[Any]
     parts = [] if entry is None else [entry] if entry and hasattr(entry[0], "shape") else entry
     products: list[tuple[Tensor, Tensor, float] | None] = []
@@ -328,10 +330,15 @@ def apply_adapters(
 
         cuda.apply_adapters(x, stack.core, adapter_ids, out=out)
         return out
-    if getattr(stack.core, "device", None) is not None:
+    try:
+        core = stack.core
+    except AttributeError:
         message = (
-            f"a stack on {stack.core.device} came for tokens of the host; make a stack of tensors of the host"
+            f"{type(stack).__name__} came as a stack; make an AdapterStack of the layer's adapters first"
         )
+        raise ArgumentError(message, code="argument.stack") from None
+    if getattr(core, "device", None) is not None:
+        message = f"a stack on {core.device} came for tokens of the host; make a stack of tensors of the host"
         raise DeviceError(message, code="device.mixed")
-    _core.apply_adapters(x, stack.core, adapter_ids, out=out, num_threads=num_threads)
+    _core.apply_adapters(x, core, adapter_ids, out=out, num_threads=num_threads)
     return out

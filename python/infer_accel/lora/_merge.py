@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 from infer_accel import _backend
+from infer_accel.errors import ArgumentError
 from infer_accel.lora._quantized import merge_codes, refuse_options
 from infer_accel.lora._residue import wrap
 
@@ -356,12 +357,18 @@ def unmerge_weights(
     >>> unmerge_weights(weight, *adapter, residue=residue)
     array([[ 1., -0.]], dtype=float32)
     """
+    try:
+        core = residue._core  # noqa: SLF001 - the backend's own object
+    except AttributeError:
+        came = type(residue).__name__
+        message = f"{came} came as a residue; pass what merge_weights(..., return_residue=True) returned"
+        raise ArgumentError(message, code="argument.residue") from None
     _core.unmerge_weights(
         weight,
         lora_A,
         lora_B,
         scaling=scaling,
-        residue=residue._core,  # noqa: SLF001 - the backend's own object
+        residue=core,
         out=out,
         num_threads=num_threads,
     )

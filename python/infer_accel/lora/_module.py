@@ -13,6 +13,7 @@ import numpy as np
 from infer_accel.errors import AdapterError, ArgumentError, GradientError, ShapeError
 from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._apply import apply_adapters
+from infer_accel.lora._store import layer_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,7 +170,8 @@ class LoraModel:
         if isinstance(source, Adapter):
             shapes = {layer.path: (layer.shapes["lora_B"], layer.shapes["lora_A"]) for layer in source.layers}
         else:
-            shapes = {layer: (tuple(pair[1].shape), tuple(pair[0].shape)) for layer, pair in source.items()}
+            products = layer_products(source)
+            shapes = {layer: (tuple(b.shape), tuple(a.shape)) for layer, (a, b, _) in products.items()}
         for layer, (up, down) in shapes.items():
             if layer not in self._widths:
                 message = (
@@ -177,7 +179,7 @@ class LoraModel:
                     f"(it has {', '.join(list(self._widths)[:3])}, …): rename the layers, or pass fused="
                 )
                 raise AdapterError(message, code="adapter.layer_absent")
-            width = up[0], down[-1]
+            width = up[:1] + down[-1:]
             if width != self._widths[layer]:
                 message = (
                     f"the layer {layer!r} of the adapter {name!r} has [out, in] = {list(width)}, the model's "
@@ -200,6 +202,8 @@ class LoraModel:
         ------
         AdapterError
             A name that the store does not hold.
+        ShapeError
+            Lists of different lengths; or, from the model, names for another number of sequences or tokens.
 
         Notes
         -----
@@ -214,6 +218,9 @@ class LoraModel:
 
     def _resolve(self, adapters: Sequence[str | None] | Sequence[Sequence[str | None]]) -> _Active:
         names = np.array(adapters, dtype=object)
+        if any(isinstance(name, list | tuple) for name in names.flat):
+            message = "sequences of different lengths came; name an adapter or None for every token of each"
+            raise ShapeError(message, code="shape.adapter_ids")
         known: dict[str | None, int] = {None: _NO_ADAPTER}
         for name in names.flat:
             if name not in known:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 from infer_accel import _backend
+from infer_accel.errors import ArgumentError
 from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._apply import AdapterStack, products_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from infer_accel._typing import Tensor
     from infer_accel.lora._apply import Product
 
 __all__ = ["AdapterStore", "StoreStats", "StoredAdapter"]
@@ -166,11 +169,7 @@ class AdapterStore:
             source = Adapter.load(source, follow_symlinks=follow_symlinks)
         if isinstance(source, Adapter):
             return _stored(self._core.load_adapter(name, source._core))  # noqa: SLF001 - the package's own
-        layers = []
-        for layer, entry in source.items():
-            (product,) = products_of(entry, count=1)
-            layers.append((layer, product))
-        return _stored(self._core.load(name, layers))
+        return _stored(self._core.load(name, list(layer_products(source).items())))
 
     def get(self, name: str) -> StoredAdapter:
         """Return what the store says of an adapter, which counts as used now.
@@ -220,16 +219,12 @@ class AdapterStore:
         ...     sql.pins
         1
         """
-        held: list[str] = []
-        try:
+        with ExitStack() as held:
             adapters = []
             for name in names:
                 adapters.append(self.pin(name))
-                held.append(name)
+                held.callback(self.unpin, name)
             yield tuple(adapters)
-        finally:
-            for name in held:
-                self.unpin(name)
 
     def evict(self, name: str) -> None:
         """Take an adapter out; its bytes are free once the last stack that holds them is gone.
@@ -308,6 +303,22 @@ class AdapterStore:
         return (
             f"<AdapterStore: {stats.adapters} adapters, {stats.used_bytes} of {stats.capacity_bytes} bytes>"
         )
+
+
+def layer_products(source: object) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Return the matrices of each layer, each with its scaling, or refuse what holds something else."""
+    if not isinstance(source, Mapping):
+        message = (
+            f"{type(source).__name__} came as an adapter; pass a path, an Adapter, or a mapping from modules' names to "
+            "(lora_A, lora_B) or (lora_A, lora_B, scaling)"
+        )
+        raise ArgumentError(message, code="argument.matrices")
+    return {
+        layer: product
+        for layer, entry in source.items()
+        for product in products_of(entry, count=1)
+        if product
+    }
 
 
 def _stored(described: tuple[str, int, int, list[str], int, int, int]) -> StoredAdapter:

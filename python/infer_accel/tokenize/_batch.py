@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from infer_accel.errors import ArgumentError, IdError, ShapeError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 #: A flat list of token ids: any sequence of ints, numpy array or torch tensor on the CPU.
 Ids: TypeAlias = "Sequence[int] | NDArray[np.integer] | Tensor"
 Errors: TypeAlias = Literal["replace", "ignore", "strict"]
+
+_ID_RANGE = np.iinfo(np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +89,12 @@ class TokenBatch:
 
         Raises
         ------
-        ValueError
-            A text is longer than `width`, or `side` is neither left nor right.
+        ShapeError
+            A text is longer than `width`.
+        ArgumentError
+            `side` is neither left nor right.
+        IdError
+            `pad_id` does not fit into int32.
 
         Examples
         --------
@@ -100,9 +108,14 @@ class TokenBatch:
         longest = int(lengths.max(initial=0))
         columns = longest if width is None else width
         if columns < longest:
-            raise ValueError(f"a text has {longest} ids, more than width={columns}; cut the texts first")
+            message = f"a text has {longest} ids, more than width={columns}; cut the texts first"
+            raise ShapeError(message, code="shape.padding")
         if side not in {"left", "right"}:
-            raise ValueError(f"side={side!r} came; allowed: 'left', 'right'")
+            message = f"side={side!r} came; allowed: 'left', 'right'"
+            raise ArgumentError(message, code="argument.side")
+        if not _ID_RANGE.min <= pad_id <= _ID_RANGE.max:
+            message = f"pad_id={pad_id} came; ids are int32: {_ID_RANGE.min} to {_ID_RANGE.max}"
+            raise IdError(message, code="id.range")
         places = np.arange(columns)
         missing = columns - lengths[:, None]
         mask = places < lengths[:, None] if side == "right" else places >= missing

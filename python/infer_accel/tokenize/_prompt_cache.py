@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infer_accel import _backend
+from infer_accel.errors import ArgumentError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from infer_accel.tokenize._tokenizer import Tokenizer
+
+
+#: More than this is a mistake, not a size.
+_MAX_CAPACITY_BYTES = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +76,15 @@ class PromptCache:
         Where it is not :attr:`Tokenizer.is_native`, or has a pattern of its own, no such places are known: the
         cache then stays empty, and all text is encoded.
     capacity_bytes
-        The most memory for text and ids, 0 or more. What was not used for longest goes first. A token of English
+        The most memory for text and ids, 0 to 2⁴⁰; a 512th of it is taken at once. What was not used for longest goes
+        first. A token of English
         takes about 9 bytes, and up to 27 where its prompt has come several times and there is room: such prompts are
         kept in longer parts, too, which are found faster.
+
+    Raises
+    ------
+    ArgumentError
+        A `capacity_bytes` out of range.
 
     Notes
     -----
@@ -95,6 +106,11 @@ class PromptCache:
     _core: Any
 
     def __init__(self, tokenizer: Tokenizer, capacity_bytes: int) -> None:
+        if capacity_bytes > _MAX_CAPACITY_BYTES:
+            message = (
+                f"capacity_bytes={capacity_bytes} came as a count; 0 to {_MAX_CAPACITY_BYTES} are allowed"
+            )
+            raise ArgumentError(message, code="argument.count")
         core = tokenizer._core  # noqa: SLF001 - the native class, which is this package's own
         self._core = _backend.load("tokenize").PromptCache(core, capacity_bytes)
         self._tokenizer = tokenizer

@@ -83,6 +83,9 @@ class Session:
         """Return another session with the same text, to append something else to."""
         return Session.of(self._core.copy())
 
+    #: As :meth:`copy`: two faces of one session would change each other.
+    __copy__ = copy
+
     def __len__(self) -> int:
         """Return the number of ids."""
         return len(self._core)

@@ -6,9 +6,9 @@ use infer_accel_kvcache::tier::{CacheOptions, LoadOptions, TieredCache as CoreCa
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use super::count::Count;
 use super::tier::{DiskTier, key_bytes, seconds};
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::{interrupted, run};
 use crate::tensor::{ByteTable, TensorArg};
 

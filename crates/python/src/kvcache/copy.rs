@@ -5,20 +5,20 @@ use infer_accel_kvcache::copy::{self as core, CopyOptions};
 use infer_accel_tensor::{ErrorKind, TensorMut, TensorRef};
 use pyo3::prelude::*;
 
-use super::count::Count;
 use crate::errors::NativeError;
+use crate::numbers::{Axis, Count};
 use crate::run::{interrupted, run};
 use crate::tensor::{IntTable, TensorArg};
 
 /// Copies, in every layer, page ``mapping[i, 0]`` of the source to page ``mapping[i, 1]`` of the target.
 #[pyfunction]
-#[pyo3(signature = (sources, targets, mapping, *, axis = 0, num_threads = None))]
+#[pyo3(signature = (sources, targets, mapping, *, axis = Axis(0), num_threads = None))]
 pub(super) fn page_copy(
     py: Python<'_>,
     sources: Vec<TensorArg<'_>>,
     targets: Vec<TensorArg<'_>>,
     mapping: IntTable,
-    axis: isize,
+    axis: Axis,
     num_threads: Option<Count>,
 ) -> PyResult<()> {
     if mapping.shape() != [0] && !matches!(mapping.shape(), [_, 2]) {
@@ -40,13 +40,13 @@ pub(super) fn page_copy(
 
 /// Copies, in every layer, page ``ids[i]`` of the source to page ``i`` of the target.
 #[pyfunction]
-#[pyo3(signature = (sources, ids, targets, *, axis = 0, num_threads = None))]
+#[pyo3(signature = (sources, ids, targets, *, axis = Axis(0), num_threads = None))]
 pub(super) fn page_gather(
     py: Python<'_>,
     sources: Vec<TensorArg<'_>>,
     ids: IntTable,
     targets: Vec<TensorArg<'_>>,
-    axis: isize,
+    axis: Axis,
     num_threads: Option<Count>,
 ) -> PyResult<()> {
     let ids = flat(&ids)?;
@@ -57,13 +57,13 @@ pub(super) fn page_gather(
 
 /// Copies, in every layer, page ``i`` of the source to page ``ids[i]`` of the target.
 #[pyfunction]
-#[pyo3(signature = (sources, targets, ids, *, axis = 0, num_threads = None))]
+#[pyo3(signature = (sources, targets, ids, *, axis = Axis(0), num_threads = None))]
 pub(super) fn page_scatter(
     py: Python<'_>,
     sources: Vec<TensorArg<'_>>,
     targets: Vec<TensorArg<'_>>,
     ids: IntTable,
-    axis: isize,
+    axis: Axis,
     num_threads: Option<Count>,
 ) -> PyResult<()> {
     let ids = flat(&ids)?;
@@ -76,7 +76,7 @@ fn copy(
     py: Python<'_>,
     sources: &[TensorArg<'_>],
     targets: &[TensorArg<'_>],
-    axis: isize,
+    axis: Axis,
     num_threads: Option<Count>,
     rows: usize,
     core: impl FnOnce(&[TensorRef<'_>], &mut [TensorMut<'_>], &CopyOptions<'_>) -> Result<(), KvCacheError> + Send,
@@ -84,7 +84,7 @@ fn copy(
     let sources: Vec<_> =
         sources.iter().map(TensorArg::view).collect::<Result<_, _>>().map_err(NativeError::from)?;
     let mut targets: Vec<_> = targets.iter().map(TensorArg::view_mut).collect::<Result<_, _>>()?;
-    let axis = from_front(axis, sources.first().map_or(0, TensorRef::ndim));
+    let axis = from_front(axis.0, sources.first().map_or(0, TensorRef::ndim));
     let page_bytes = |view: &TensorRef<'_>| view.byte_len() / view.shape().get(axis).map_or(1, |&n| n.max(1));
     let work = 2 * rows * sources.iter().map(page_bytes).sum::<usize>();
     let num_threads = num_threads.map(|count| count.0);

@@ -1,5 +1,6 @@
 //! The extra keys of blocks, from Python's values.
 
+use infer_accel_kvcache::KvCacheError;
 use infer_accel_kvcache::hash::{ExtraKey, ExtraKeys};
 use infer_accel_tensor::ErrorKind;
 use pyo3::inspect::PyStaticExpr;
@@ -41,7 +42,7 @@ fn keys_of_block(block: &Bound<'_, PyAny>) -> PyResult<Option<ExtraKeys>> {
 
 fn key(value: &Bound<'_, PyAny>, depth: usize) -> PyResult<ExtraKey> {
     if depth > MAX_DEPTH {
-        return Err(refused(value).into());
+        return Err(NativeError::from(KvCacheError::ExtraKeyDepth { max: MAX_DEPTH }).into());
     }
     if value.is_none() {
         Ok(ExtraKey::None)

@@ -9,9 +9,9 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::count::Count;
 use super::extra_keys::BlockKeys;
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::run;
 use crate::tensor::{TokenIds, TokenView};
 

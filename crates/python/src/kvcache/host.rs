@@ -5,7 +5,7 @@ use infer_accel_kvcache::host::HostPool as CorePool;
 use numpy::PyArray2;
 use pyo3::prelude::*;
 
-use super::count::Count;
+use crate::numbers::Count;
 use crate::run::run;
 use crate::tensor::lend;
 

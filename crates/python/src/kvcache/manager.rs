@@ -17,11 +17,11 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 
-use super::count::Count;
 use super::extra_keys::BlockKeys;
 use super::hash::first_parent;
 use super::pool::{BlockPool, flat, full_width, retention};
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::run;
 use crate::tensor::{ByteTable, IntTable, IntTarget, TokenIds};
 

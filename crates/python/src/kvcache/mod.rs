@@ -2,7 +2,6 @@
 
 mod cache;
 mod copy;
-pub(crate) mod count;
 mod events;
 mod extra_keys;
 mod hash;

@@ -6,8 +6,8 @@ use infer_accel_tensor::{DType, ErrorKind, TensorMut};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use super::count::Count;
 use crate::errors::NativeError;
+use crate::numbers::{Axis, Count};
 use crate::run::{interrupted, run};
 use crate::tensor::{IntTable, TensorArg};
 
@@ -29,11 +29,11 @@ pub(super) fn scan_nonfinite<'py>(
 
 /// Writes zeros to the pages ``ids`` of every layer.
 #[pyfunction]
-#[pyo3(signature = (targets, ids, *, axis = 0))]
-pub(super) fn scrub(py: Python<'_>, targets: Vec<TensorArg<'_>>, ids: IntTable, axis: isize) -> PyResult<()> {
+#[pyo3(signature = (targets, ids, *, axis = Axis(0)))]
+pub(super) fn scrub(py: Python<'_>, targets: Vec<TensorArg<'_>>, ids: IntTable, axis: Axis) -> PyResult<()> {
     let ids = super::copy::flat(&ids)?;
     let mut targets: Vec<_> = targets.iter().map(TensorArg::view_mut).collect::<Result<_, _>>()?;
-    let axis = super::copy::from_front(axis, targets.first().map_or(0, TensorMut::ndim));
+    let axis = super::copy::from_front(axis.0, targets.first().map_or(0, TensorMut::ndim));
     let work = targets.iter().map(|target| target.as_ref().byte_len()).sum();
     run(py, work, || -> Result<(), KvCacheError> { core::scrub_pages(&mut targets, ids, axis) })
 }

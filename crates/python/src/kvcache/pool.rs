@@ -17,11 +17,11 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBytes, PyList};
 
-use super::count::Count;
 use super::events;
 use super::extra_keys::BlockKeys;
 use super::hash::first_parent;
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::tensor::{ByteTable, IntTable, TokenIds};
 
 /// In the order of the fields of `PoolStats` in Python.

@@ -6,10 +6,10 @@ use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::count::Count;
 use super::extra_keys::BlockKeys;
 use super::hash::{first_parent, rows};
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::run;
 use crate::text::LongText;
 use crate::tokenize::chat::{ChatTemplate, Clock};

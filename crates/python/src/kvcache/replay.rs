@@ -4,8 +4,8 @@ use infer_accel_kvcache::replay::{self as core, ReplayOptions, ReplayOutcome, Sy
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use super::count::Count;
 use crate::errors::NativeError;
+use crate::numbers::{Count, Seed};
 use crate::run::{interrupted, run};
 
 /// In the order of the fields of `ReplayReport` in Python: of each request its blocks, hits, hits of the second tier,
@@ -41,14 +41,14 @@ impl Trace {
         system_prompts: Count,
         continued: f64,
         rate: f64,
-        seed: u64,
+        seed: Seed,
     ) -> PyResult<Self> {
         let options = SyntheticOptions {
             requests: requests.0,
             system_prompts: system_prompts.0,
             continued,
             rate,
-            seed,
+            seed: seed.0,
         };
         Ok(Self { core: core::Trace::synthetic(&options).map_err(NativeError::from)? })
     }

@@ -14,8 +14,8 @@ use infer_accel_tensor::ErrorKind;
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use super::count::Count;
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::{interrupted, run};
 use crate::tensor::{ByteTable, TensorArg};
 

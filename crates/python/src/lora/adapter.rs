@@ -18,6 +18,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::run;
 
 /// Reading a file is always long enough to give the interpreter's lock away.
@@ -335,11 +336,12 @@ pub(crate) fn examine_adapter(
     py: Python<'_>,
     path: PathBuf,
     follow_symlinks: bool,
-    max_tensors: Option<usize>,
-    num_threads: Option<usize>,
+    max_tensors: Option<Count>,
+    num_threads: Option<Count>,
 ) -> PyResult<(Option<Adapter>, Faults, String)> {
     let defaults = LoadOptions::default();
-    let max_tensors = max_tensors.unwrap_or(defaults.max_tensors);
+    let max_tensors = max_tensors.map_or(defaults.max_tensors, usize::from);
+    let num_threads = num_threads.map(usize::from);
     let options = LoadOptions { follow_symlinks, num_threads, max_tensors };
     let found = run(py, FILE_WORK, || core::examine(&path, &options))?;
     let text = Error::Adapter { path, problems: found.problems.clone() }.to_string();

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use super::multiplication_bytes;
 use crate::errors::NativeError;
+use crate::numbers::{Count, plain};
 use crate::run::run;
 use crate::tensor::{IntTable, TensorArg};
 
@@ -22,9 +23,9 @@ pub(super) fn apply_adapter(
     lora_B: TensorArg<'_>,
     scaling: f64,
     out: TensorArg<'_>,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
 ) -> PyResult<()> {
-    let options = Options { scaling, num_threads, tier: None };
+    let options = Options { scaling, num_threads: num_threads.map(usize::from), tier: None };
     let (x, a, b) = (
         x.view().map_err(NativeError::from)?,
         lora_A.view().map_err(NativeError::from)?,
@@ -57,7 +58,7 @@ impl AdapterStack {
         py: Python<'_>,
         adapters: Vec<Vec<Option<Product<'_>>>>,
         ids: IntTable,
-        slices: Option<Vec<usize>>,
+        slices: Option<Vec<Count>>,
     ) -> PyResult<Self> {
         let mut views = Vec::with_capacity(adapters.len());
         let mut work = 0_usize;
@@ -75,6 +76,7 @@ impl AdapterStack {
             views.push(layers);
         }
         let ids = ids.into_values();
+        let slices = slices.map(plain);
         let stack = run(py, work, || {
             let pack = |(a, b, scaling): &(_, _, f64)| PackedLayer::new(a, b, *scaling);
             let adapters = views.iter().zip(ids).map(|(layers, id)| {
@@ -126,7 +128,7 @@ pub(super) fn apply_adapters(
     stack: &Bound<'_, AdapterStack>,
     adapter_ids: IntTable,
     out: TensorArg<'_>,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
 ) -> PyResult<()> {
     if adapter_ids.shape().len() != 1 {
         let shape = adapter_ids.shape();
@@ -134,7 +136,7 @@ pub(super) fn apply_adapters(
             format!("adapter ids of shape {shape:?} came; pass them in one dimension, one for each token");
         return Err(NativeError::new(ErrorKind::Shape, "shape.adapter_ids", text).into());
     }
-    let options = RunOptions { num_threads, tier: None };
+    let options = RunOptions { num_threads: num_threads.map(usize::from), tier: None };
     let x = x.view().map_err(NativeError::from)?;
     let mut target = out.view_mut()?;
     let stack = &*stack.get().stack;

@@ -13,6 +13,7 @@ use infer_accel_tensor::{DType, ErrorKind};
 use pyo3::prelude::*;
 
 use crate::errors::NativeError;
+use crate::numbers::{Count, Seed};
 use crate::run::run;
 
 impl From<CheckpointError> for NativeError {
@@ -154,18 +155,19 @@ pub(super) fn merge_checkpoint(
     weights: Vec<f64>,
     method: &str,
     density: Option<f64>,
-    rank: Option<usize>,
-    seed: Option<u64>,
+    rank: Option<Count>,
+    seed: Option<Seed>,
     dtype: Option<&str>,
     residue: bool,
     verify: bool,
     resume: bool,
     allow_unused: bool,
     dry_run: bool,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
-    let dtype = dtype_of(dtype)?;
+    let (dtype, num_threads) = (dtype_of(dtype)?, num_threads.map(usize::from));
+    let (rank, seed) = (rank.map(usize::from), seed.map(u64::from));
     let method = match method {
         "sum" if (density, rank, seed) == (None, None, None) => None,
         "sum" => {
@@ -200,9 +202,10 @@ pub(super) fn unmerge_checkpoint(
     adapters: Vec<AdapterArg<'_>>,
     residue_dir: Option<PathBuf>,
     resume: bool,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
+    let num_threads = num_threads.map(usize::from);
     let options = UnmergeOptions { resume, num_threads };
     let adapters = given(adapters);
     watched(py, progress, move |watcher| {

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::adapter::Adapter;
 use crate::errors::NativeError;
+use crate::numbers::{Count, Seed};
 use crate::run::{interrupted, run};
 
 /// One adapter out of several.
@@ -17,11 +18,12 @@ pub(crate) fn combine(
     weights: Vec<f64>,
     method: &str,
     density: Option<f64>,
-    rank: Option<usize>,
-    seed: Option<u64>,
-    num_threads: Option<usize>,
+    rank: Option<Count>,
+    seed: Option<Seed>,
+    num_threads: Option<Count>,
 ) -> PyResult<Adapter> {
-    let settings = MethodSettings { density, rank, seed };
+    let num_threads = num_threads.map(usize::from);
+    let settings = MethodSettings { density, rank: rank.map(usize::from), seed: seed.map(u64::from) };
     let method = Method::from_name(method, &settings).map_err(NativeError::from)?;
     let adapters: Vec<_> = adapters.iter().map(|adapter| &adapter.get().0).collect();
     let work = adapters.iter().map(|adapter| adapter.nbytes()).sum();

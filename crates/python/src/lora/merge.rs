@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use super::multiplication_bytes;
 use super::residue::Residue;
 use crate::errors::NativeError;
+use crate::numbers::{Count, Seed};
 use crate::run::run;
 use crate::tensor::TensorArg;
 
@@ -36,15 +37,16 @@ pub(super) fn merge_weights(
     scaling: f64,
     out: Option<TensorArg<'_>>,
     rounding: &str,
-    seed: Option<u64>,
+    seed: Option<Seed>,
     magnitude: Option<TensorArg<'_>>,
     return_residue: bool,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
 ) -> PyResult<Option<Residue>> {
     let (a, b) = (lora_A.view().map_err(NativeError::from)?, lora_B.view().map_err(NativeError::from)?);
     let source = weight.view().map_err(NativeError::from)?;
     let magnitude = optional(magnitude.as_ref()).map_err(NativeError::from)?;
-    let rounding = Rounding::from_name(rounding, seed).map_err(NativeError::from)?;
+    let num_threads = num_threads.map(usize::from);
+    let rounding = Rounding::from_name(rounding, seed.map(u64::from)).map_err(NativeError::from)?;
     let work = source.byte_len() * 2 + multiplication_bytes(&b, a.shape().last().copied().unwrap_or(0));
     let mut target = out.as_ref().unwrap_or(&weight).view_mut()?;
     let is_plain = rounding == Rounding::Nearest && magnitude.is_none() && !return_residue;
@@ -86,7 +88,7 @@ pub(super) fn unmerge_weights(
     scaling: f64,
     residue: &Bound<'_, Residue>,
     out: Option<TensorArg<'_>>,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
 ) -> PyResult<()> {
     let (a, b) = (lora_A.view().map_err(NativeError::from)?, lora_B.view().map_err(NativeError::from)?);
     let source = weight.view().map_err(NativeError::from)?;
@@ -95,6 +97,7 @@ pub(super) fn unmerge_weights(
     let source = (!is_same(&target.as_ref(), &source)).then_some(&source);
     let deltas = [Delta { lora_a: a, lora_b: b, scaling }];
     let residue = &residue.get().0;
+    let num_threads = num_threads.map(usize::from);
     run(py, work, || core::unmerge_weights(&mut target, source, &deltas, residue, num_threads))
 }
 
@@ -105,7 +108,7 @@ pub(super) fn merge_many(
     py: Python<'_>,
     weights: Vec<TensorArg<'_>>,
     adapters: Vec<(TensorArg<'_>, TensorArg<'_>, f64)>,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
 ) -> PyResult<()> {
     let mut layers = Vec::with_capacity(weights.len());
     let mut work = 0;
@@ -120,5 +123,6 @@ pub(super) fn merge_many(
         work += target.byte_len() * 2 + multiplication_bytes(&delta.lora_b, columns);
         layers.push((target, delta));
     }
+    let num_threads = num_threads.map(usize::from);
     run(py, work, || core::merge_many(&mut layers, num_threads))
 }

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::multiplication_bytes;
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::run;
 use crate::tensor::TensorArg;
 
@@ -59,7 +60,7 @@ pub(super) fn merge_quantized(
     global_scale: Option<f64>,
     scales: &str,
     return_report: bool,
-    num_threads: Option<usize>,
+    num_threads: Option<Count>,
 ) -> PyResult<Option<QuantizationReport>> {
     let delta = Delta {
         lora_a: lora_A.view().map_err(NativeError::from)?,
@@ -70,7 +71,7 @@ pub(super) fn merge_quantized(
         scales: ScaleRule::from_name(scales).map_err(NativeError::from)?,
         global_scale: global_scale.map(|scale| scale as f32),
         measure: return_report,
-        num_threads,
+        num_threads: num_threads.map(usize::from),
         tier: None,
     };
     let mut target = weight.view_mut()?;

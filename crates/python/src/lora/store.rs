@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::adapter::Adapter;
 use super::apply::{AdapterStack, Product};
 use crate::errors::NativeError;
-use crate::kvcache::count::Count;
+use crate::numbers::{Count, plain};
 use crate::run::run;
 
 /// In the order of the fields of `StoredAdapter` in Python.
@@ -84,8 +84,9 @@ impl AdapterStore {
         &self,
         py: Python<'_>,
         layers: Vec<String>,
-        slices: Option<Vec<usize>>,
+        slices: Option<Vec<Count>>,
     ) -> PyResult<AdapterStack> {
+        let slices = slices.map(plain);
         let stack: Arc<core::AdapterStack> =
             run(py, DETACHED, || self.store.stack(&layers, slices.as_deref()))?;
         Ok(AdapterStack { stack })

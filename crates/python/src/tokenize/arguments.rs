@@ -5,6 +5,7 @@ use infer_accel_tokenize::InvalidUtf8;
 use pyo3::prelude::*;
 
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::tensor::IdList;
 
 /// Encoding a byte of text takes about as long as moving this many bytes of memory.
@@ -14,18 +15,8 @@ pub(super) fn work(text_bytes: usize) -> usize {
     text_bytes.saturating_mul(WORK_PER_BYTE)
 }
 
-pub(super) fn threads_of(num_threads: Option<usize>) -> PyResult<usize> {
-    Ok(threads::resolve(num_threads).map_err(NativeError::from)?)
-}
-
-pub(super) fn limit(max_tokens: i64) -> Result<usize, NativeError> {
-    usize::try_from(max_tokens).map_err(|_| {
-        NativeError::new(
-            ErrorKind::Argument,
-            "argument.max_tokens",
-            format!("max_tokens={max_tokens} came; pass 0 or more"),
-        )
-    })
+pub(super) fn threads_of(num_threads: Option<Count>) -> PyResult<usize> {
+    Ok(threads::resolve(num_threads.map(|count| count.0)).map_err(NativeError::from)?)
 }
 
 /// What `bytes.decode` calls `errors`.

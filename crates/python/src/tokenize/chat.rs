@@ -12,6 +12,7 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 use super::arguments::{int32, int64, threads_of};
 use super::tokenizer::{Batch, Tokenizer};
 use crate::errors::NativeError;
+use crate::numbers::Count;
 use crate::run::{interrupted, run};
 use crate::text::utf8;
 
@@ -103,7 +104,7 @@ impl ChatTemplate {
         messages: &Bound<'_, PyAny>,
         variables: &Bound<'_, PyDict>,
         now: Option<Clock>,
-        num_threads: Option<usize>,
+        num_threads: Option<Count>,
     ) -> PyResult<Vec<String>> {
         let (conversations, threads) =
             (conversations(messages, variables, now, true)?, threads_of(num_threads)?);
@@ -119,7 +120,7 @@ impl ChatTemplate {
         variables: &Bound<'py, PyDict>,
         now: Option<Clock>,
         trusted: bool,
-        num_threads: Option<usize>,
+        num_threads: Option<Count>,
     ) -> PyResult<Batch<'py>> {
         let (conversations, threads) =
             (conversations(messages, variables, now, trusted)?, threads_of(num_threads)?);
@@ -138,7 +139,7 @@ impl ChatTemplate {
         variables: &Bound<'py, PyDict>,
         now: Option<Clock>,
         trusted: bool,
-        num_threads: Option<usize>,
+        num_threads: Option<Count>,
     ) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let (conversations, threads) =
             (conversations(messages, variables, now, trusted)?, threads_of(num_threads)?);

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::arguments::{flat_ids, invalid_utf8, threads_of};
+use crate::numbers::Count;
 use crate::run::{interrupted, run};
 use crate::tensor::IdList;
 
@@ -15,7 +16,7 @@ const WORK_PER_ID: usize = 16;
 pub(super) struct Decoding<'a> {
     pub(super) skip_special_tokens: bool,
     pub(super) errors: &'a str,
-    pub(super) num_threads: Option<usize>,
+    pub(super) num_threads: Option<Count>,
 }
 
 /// The texts of the ids between neighbouring offsets.

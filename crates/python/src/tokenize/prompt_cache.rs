@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::arguments::int32;
 use super::tokenizer::Tokenizer;
-use crate::kvcache::count::Count;
+use crate::numbers::Count;
 use crate::run::run;
 use crate::text::LongText;
 

@@ -8,6 +8,7 @@ use pyo3::types::PyString;
 
 use super::arguments::flat_ids;
 use crate::errors::NativeError;
+use crate::numbers::Id;
 use crate::run::{run, run_short};
 use crate::tensor::IdList;
 
@@ -54,9 +55,9 @@ impl StreamDecoder {
 impl StreamDecoder {
     /// The text that one more id makes certain.
     #[pyo3(signature = (token_id, /))]
-    fn step<'py>(&self, py: Python<'py>, token_id: i64) -> PyResult<Bound<'py, PyString>> {
-        let id =
-            u32::try_from(token_id).map_err(|_| NativeError::from(self.tokenizer.no_such_id(token_id)))?;
+    fn step<'py>(&self, py: Python<'py>, token_id: Id) -> PyResult<Bound<'py, PyString>> {
+        let id = u32::try_from(token_id.0)
+            .map_err(|_| NativeError::from(self.tokenizer.no_such_id(token_id.0)))?;
         run_short(|| self.with(|stream, text| stream.step(id, text), |text| PyString::new(py, text)))
     }
 

@@ -10,13 +10,14 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyList};
 
-use super::arguments::{flat_ids, int32, int64, invalid_utf8, limit, threads_of, total, work};
+use super::arguments::{flat_ids, int32, int64, invalid_utf8, threads_of, total, work};
 use super::chat::ChatTemplate;
 use super::decoding::{Decoding, texts};
 use super::numbers::Numbers;
 use super::session::Session;
 use super::stream::StreamDecoder;
 use crate::errors::NativeError;
+use crate::numbers::{Count, Id, Limit};
 use crate::run::{interrupted, run};
 use crate::tensor::{IdList, IntTable};
 use crate::text::{Texts, utf8};
@@ -120,7 +121,7 @@ impl Tokenizer {
         texts: &Bound<'py, PyAny>,
         add_special_tokens: bool,
         parse_special: bool,
-        num_threads: Option<usize>,
+        num_threads: Option<Count>,
     ) -> PyResult<Batch<'py>> {
         let (texts, threads) = (Texts::of(texts)?, threads_of(num_threads)?);
         let texts = texts.utf8()?;
@@ -216,7 +217,7 @@ impl Tokenizer {
         add_special_tokens: bool,
         parse_special: bool,
         truncation: bool,
-        num_threads: Option<usize>,
+        num_threads: Option<Count>,
     ) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let (texts, threads) = (Texts::of(texts)?, threads_of(num_threads)?);
         let texts = texts.utf8()?;
@@ -232,11 +233,11 @@ impl Tokenizer {
         &self,
         py: Python<'_>,
         text: &Bound<'_, PyAny>,
-        max_tokens: i64,
+        max_tokens: Limit,
         add_special_tokens: bool,
         parse_special: bool,
     ) -> PyResult<bool> {
-        let (text, limit) = (utf8(text)?, limit(max_tokens)?);
+        let (text, limit) = (utf8(text)?, max_tokens.0);
         let options = EncodeOptions { add_special_tokens, parse_special };
         run(py, work(text.len()), || self.core.fits(text, options, limit))
     }
@@ -246,11 +247,11 @@ impl Tokenizer {
         &self,
         py: Python<'py>,
         text: &Bound<'py, PyAny>,
-        max_tokens: i64,
+        max_tokens: Limit,
         add_special_tokens: bool,
         parse_special: bool,
     ) -> PyResult<String> {
-        let (text, limit) = (utf8(text)?, limit(max_tokens)?);
+        let (text, limit) = (utf8(text)?, max_tokens.0);
         let options = EncodeOptions { add_special_tokens, parse_special };
         let end = run(py, work(text.len()), || self.core.truncate(text, options, limit))?;
         Ok(text.get(..end).unwrap_or(text).to_owned())
@@ -289,7 +290,7 @@ impl Tokenizer {
         offsets: IntTable,
         skip_special_tokens: bool,
         errors: &str,
-        num_threads: Option<usize>,
+        num_threads: Option<Count>,
     ) -> PyResult<Bound<'py, PyList>> {
         let decoding = Decoding { skip_special_tokens, errors, num_threads };
         texts(py, &self.core, ids, offsets.values(), &decoding)
@@ -303,7 +304,7 @@ impl Tokenizer {
         lists: &Bound<'py, PyAny>,
         skip_special_tokens: bool,
         errors: &str,
-        num_threads: Option<usize>,
+        num_threads: Option<Count>,
     ) -> PyResult<Bound<'py, PyList>> {
         let (ids, offsets) = IdList::joined(lists)?;
         let decoding = Decoding { skip_special_tokens, errors, num_threads };
@@ -316,8 +317,8 @@ impl Tokenizer {
     }
 
     /// The written form of a token.
-    fn id_to_token(&self, id: i64) -> Option<String> {
-        self.core.id_to_token(u32::try_from(id).ok()?)
+    fn id_to_token(&self, id: Id) -> Option<String> {
+        self.core.id_to_token(u32::try_from(id.0).ok()?)
     }
 
     /// One more than the greatest id.

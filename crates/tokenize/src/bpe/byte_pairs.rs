@@ -13,59 +13,55 @@
 //! merges before rank k is the same whether they are joined at the beginning or when their turn comes, and from there on
 //! the symbols are the same. The comparisons are strict: pairs of one rank that overlap (`aaa`) wait for their turn.
 
-use super::pair_table::NO_RANK;
-use super::vocabulary::ID_LIMIT;
+use super::next_merge::{NO_MERGE, PLACE_BITS, merge_at};
 
-/// Bits of a rank, which is below [`ID_LIMIT`].
-const RANK_BITS: u32 = ID_LIMIT.trailing_zeros();
-const RANK: u64 = (1 << RANK_BITS) - 1;
-/// Set where the two merge.
-const MERGE: u64 = 1 << RANK_BITS;
-/// Set where condition 3 holds.
-const FIRST: u64 = 1 << (RANK_BITS + 1);
-/// Limits are kept halved, rounded down.
-const LIMIT_BITS: u32 = RANK_BITS - 1;
-const LIMIT: u64 = (1 << LIMIT_BITS) - 1;
-const LEFT_SHIFT: u32 = RANK_BITS + 2;
-const RIGHT_SHIFT: u32 = LEFT_SHIFT + LIMIT_BITS;
+/// Set beside a merge that waits for its turn whatever stands around it.
+const WAITS: u64 = 1 << 31;
+const MERGE: u64 = NO_MERGE as u64;
+/// Limits are kept up to here; a merge of a higher rank waits for its turn.
+const LIMIT: u64 = u16::MAX as u64;
+const LEFT_SHIFT: u32 = 32;
+const RIGHT_SHIFT: u32 = 48;
 
-/// What is known of two bytes side by side.
+/// What is known of two bytes side by side: their merge, as [`merge_at`] the first place, in the lower half, and two limits
+/// in the upper one.
 #[derive(Clone, Copy)]
 pub(super) struct BytePair(u64);
 
 impl BytePair {
     /// No merge lies across.
-    pub(super) const APART: Self = Self(LIMIT << LEFT_SHIFT | LIMIT << RIGHT_SHIFT);
+    pub(super) const APART: Self = Self(MERGE | LIMIT << LEFT_SHIFT | LIMIT << RIGHT_SHIFT);
 
-    /// Rank of their merge, or [`NO_RANK`].
+    /// Their merge, if the first of them stands at `place`; see [`merge_at`].
     #[inline(always)]
-    pub(super) fn rank(self) -> u32 {
-        if self.0 & MERGE == 0 { NO_RANK } else { (self.0 & RANK) as u32 }
+    pub(super) fn merge_at(self, place: usize) -> i32 {
+        (self.0 & MERGE) as i32 | place as i32
     }
 
     /// Whether they are joined at once between these neighbours: the pair that ends with the first byte, and the one that
     /// begins with the second.
     #[inline(always)]
     pub(super) fn joins_between(self, before: Self, after: Self) -> bool {
-        let rank = self.0 & RANK;
-        // No short circuits: nobody could guess them.
-        (self.0 & FIRST != 0) & (rank < before.to_the_left()) & (rank < after.to_the_right())
+        // That of what waits, and of what does not merge at all, is above any limit.
+        let rank = self.0 as u32 >> PLACE_BITS;
+        // No short circuit: nobody could guess it.
+        (rank < before.to_the_left()) & (rank < after.to_the_right())
     }
 
     /// At most the least rank with which the second byte alone merges with a symbol that ends with the first.
     #[inline(always)]
-    fn to_the_left(self) -> u64 {
-        (self.0 >> LEFT_SHIFT & LIMIT) << 1
+    fn to_the_left(self) -> u32 {
+        (self.0 >> LEFT_SHIFT & LIMIT) as u32
     }
 
     /// At most the least rank with which the first byte alone merges with a symbol that begins with the second.
     #[inline(always)]
-    fn to_the_right(self) -> u64 {
-        (self.0 >> RIGHT_SHIFT & LIMIT) << 1
+    fn to_the_right(self) -> u32 {
+        (self.0 >> RIGHT_SHIFT & LIMIT) as u32
     }
 
     fn lower(&mut self, shift: u32, rank: u32) {
-        let limit = u64::from(rank / 2).min(self.0 >> shift & LIMIT);
+        let limit = u64::from(rank).min(self.0 >> shift & LIMIT);
         self.0 = self.0 & !(LIMIT << shift) | limit << shift;
     }
 }
@@ -98,44 +94,71 @@ impl BytePairs {
             pair.lower(RIGHT_SHIFT, rank);
         }
         if token.len() == 2 {
-            pair.0 = pair.0 & !(RANK | FIRST) | MERGE | u64::from(rank) & RANK;
-            if !is_part {
-                pair.0 |= FIRST;
-            }
+            let waits = if is_part { WAITS } else { 0 };
+            pair.0 = pair.0 & !(WAITS | MERGE) | waits | merge_at(rank, 0) as u64;
         }
     }
 
     /// Forgets which of them may be joined at once.
     pub(super) fn wait(&mut self) {
         for pair in &mut self.0 {
-            pair.0 &= !FIRST;
+            pair.0 |= WAITS;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::next_merge::{NO_MERGE_FROM, PLACES};
+    use super::super::pair_table::NO_RANK;
+    use super::super::vocabulary::ID_LIMIT;
     use super::*;
+
+    /// Its rank, whatever the place; [`NO_RANK`] if there is no merge.
+    fn rank(pair: BytePair, place: usize) -> u32 {
+        let merge = pair.merge_at(place);
+        assert_eq!(merge as usize % PLACES, if merge < NO_MERGE_FROM { place } else { PLACES - 1 });
+        if merge < NO_MERGE_FROM { merge as u32 >> PLACE_BITS } else { NO_RANK }
+    }
 
     #[test]
     fn what_was_noted_is_given_back() {
         let mut pairs = BytePairs::new();
-        assert_eq!(pairs.get(b'a', b'b').rank(), NO_RANK);
+        assert_eq!(rank(pairs.get(b'a', b'b'), 3), NO_RANK);
         pairs.note(b"ab", 1, 7, false);
         pairs.note(b"cd", 1, ID_LIMIT - 1, true);
+        pairs.note(b"ef", 1, 0, true);
         let (alone, pair) = (BytePair::APART, pairs.get(b'a', b'b'));
-        assert!(pair.rank() == 7 && pairs.get(b'c', b'd').rank() == ID_LIMIT - 1);
-        assert!(pair.joins_between(alone, alone));
-        assert!(!pairs.get(b'c', b'd').joins_between(alone, alone) && !alone.joins_between(alone, alone));
+        for place in 0..PLACES {
+            assert_eq!(rank(pair, place), 7);
+            assert_eq!(rank(pairs.get(b'c', b'd'), place), ID_LIMIT - 1);
+            assert_eq!(rank(pairs.get(b'e', b'f'), place), 0);
+        }
+        assert!(pair.joins_between(alone, alone) && !alone.joins_between(alone, alone));
+        for waits in [pairs.get(b'c', b'd'), pairs.get(b'e', b'f')] {
+            assert!(!waits.joins_between(alone, alone));
+        }
         pairs.wait();
-        assert!(pairs.get(b'a', b'b').rank() == 7 && !pairs.get(b'a', b'b').joins_between(alone, alone));
+        assert!(rank(pairs.get(b'a', b'b'), 0) == 7 && !pairs.get(b'a', b'b').joins_between(alone, alone));
+    }
+
+    #[test]
+    fn what_no_limit_holds_waits() {
+        for (rank, joins) in [(LIMIT - 1, true), (LIMIT, false), (LIMIT + 1, false), (1 << 20, false)] {
+            let mut pairs = BytePairs::new();
+            pairs.note(b"ab", 1, rank as u32, false);
+            pairs.note(b"xya", 2, (1 << 20) + 1, false);
+            pairs.note(b"bxy", 1, (1 << 20) + 1, false);
+            let pair = pairs.get(b'a', b'b');
+            assert_eq!(pair.joins_between(pairs.get(b'y', b'a'), pairs.get(b'b', b'x')), joins, "{rank}");
+        }
     }
 
     #[test]
     fn a_merge_that_could_come_first_is_waited_for() {
         let alone = BytePair::APART;
         // Beside "ab" of rank 100: a symbol that takes the first byte to its left, or the second to its right.
-        for (rank, joins) in [(90, false), (100, false), (101, false), (102, true), (1 << 20, true)] {
+        for (rank, joins) in [(90, false), (100, false), (101, true), (102, true), (1 << 20, true)] {
             let mut pairs = BytePairs::new();
             pairs.note(b"ab", 1, 100, false);
             pairs.note(b"xya", 2, rank, false);

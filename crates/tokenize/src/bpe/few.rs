@@ -11,13 +11,15 @@ use crate::kernels::{Work, with_best_tier};
 
 /// The longest span in bytes: looking through all pairs for the next merge is faster than a heap. One bit each.
 pub(crate) const FEW: usize = PLACES;
+/// Bytes that are looked at together.
+const STEP: usize = 8;
 
 /// At most [`FEW`] symbols. Each stays at the place of its first byte; bits say which places still begin one, so that
 /// nothing moves, and neighbours are found without a branch.
 pub(crate) struct Few {
     ids: [u32; FEW],
-    /// The merge of each symbol with the next one.
-    merges: [i32; FEW],
+    /// The merge of each symbol with the next one, behind one that nobody looks at: whatever the first symbol would merge with.
+    merges: [i32; FEW + 1],
     begins: u64,
     /// Symbols that merge with the next one in a way that was not looked up yet.
     unsettled: u64,
@@ -29,36 +31,48 @@ pub(crate) struct Few {
 
 impl Few {
     pub(crate) const fn new() -> Self {
-        Self { ids: [0; FEW], merges: [NO_MERGE; FEW], begins: 0, unsettled: 0, considered: 0, place: 0 }
+        Self { ids: [0; FEW], merges: [NO_MERGE; FEW + 1], begins: 0, unsettled: 0, considered: 0, place: 0 }
     }
 
     /// Begins with what the model begins with in `span`, which has at most [`FEW`] bytes; what is longer is cut.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin_with(&mut self, model: &Model<'_>, span: &[u8]) {
-        if model.of_bytes {
+        if model.of_bytes || span.is_ascii() {
             self.begin(model.pairs, model.vocabulary, span);
         } else {
             self.begin_characters(model.pairs, model.vocabulary, span);
         }
     }
 
-    #[inline]
+    /// Some bytes too many are looked at, so that there are few loops whose length must be guessed.
+    #[inline(always)]
     fn begin(&mut self, pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8]) {
         let span = span.get(..FEW).unwrap_or(span);
-        for (id, &byte) in self.ids.iter_mut().zip(span) {
-            *id = vocabulary.byte_id(byte);
+        let mut bytes = [0; FEW + STEP];
+        for (byte, given) in bytes.iter_mut().zip(span) {
+            *byte = *given;
         }
-        let (mut before, mut pair, mut joined) = (BytePair::APART, BytePair::APART, 0);
-        for (place, (merge, bytes)) in self.merges.iter_mut().zip(span.windows(2)).enumerate() {
-            let after = pairs.of_bytes(bytes[0], bytes[1]);
-            *merge = merge_at(after.rank(), place);
-            joined |= u64::from(pair.joins_between(before, after)) << place;
-            (before, pair) = (pair, after);
+        // The pair that begins at each place, behind one that lies before all of them.
+        let mut known = [BytePair::APART; FEW + STEP + 1];
+        for first in (0..span.len()).step_by(STEP) {
+            for place in first..first + STEP {
+                self.ids[place % FEW] = vocabulary.byte_id(bytes[place]);
+                known[place + 1] = pairs.of_bytes(bytes[place], bytes[place + 1]);
+            }
+        }
+        for apart in known.iter_mut().skip(span.len()).take(STEP) {
+            *apart = BytePair::APART;
         }
         self.start(span.len());
-        let last = span.len().saturating_sub(1) % FEW;
-        joined |= u64::from(pair.joins_between(before, BytePair::APART)) << last;
-        self.join_at_once(pairs, joined >> 1);
+        let mut joined = 0;
+        for first in (0..span.len()).step_by(STEP) {
+            for place in first..first + STEP {
+                let pair = known[place + 1];
+                self.merges[place % FEW + 1] = pair.merge_at(place);
+                joined |= u64::from(pair.joins_between(known[place], known[place + 2])) << place;
+            }
+        }
+        self.join_at_once(pairs, joined);
     }
 
     /// Joins the symbols at these places with the next ones, and asks for the memory that [`Self::settle_all`] reads.
@@ -69,12 +83,11 @@ impl Few {
         while left != 0 {
             let place = left.trailing_zeros() as usize % FEW;
             left &= left - 1;
-            self.ids[place] = pairs.made(self.merges[place] as u32 >> PLACE_BITS);
-            self.merges[(place + 1) % FEW] = NO_MERGE;
+            self.ids[place] = pairs.made(self.merges[place + 1] as u32 >> PLACE_BITS);
+            self.merges[(place + 1) % FEW + 1] = NO_MERGE;
         }
-        // Whatever stands before one of them has another neighbour now, too.
-        let before = self.before(joined);
-        self.unsettled = joined | before;
+        // A byte that stands before one of them has another neighbour now, too.
+        self.unsettled = joined | joined >> 1 & self.begins;
         let mut left = self.unsettled;
         while left != 0 {
             let place = left.trailing_zeros() as usize % FEW;
@@ -93,7 +106,7 @@ impl Few {
             let after = self.after(place);
             let right = after.trailing_zeros() as usize % FEW;
             let rank = pairs.rank(self.ids[place], self.ids[right]);
-            self.merges[place] = if after == 0 { NO_MERGE } else { merge_at(rank, place) };
+            self.merges[place + 1] = if after == 0 { NO_MERGE } else { merge_at(rank, place) };
         }
     }
 
@@ -103,18 +116,6 @@ impl Few {
         self.begins & (u64::MAX << place << 1)
     }
 
-    /// The places of the symbols before those at these places.
-    #[inline(always)]
-    fn before(&self, mut places: u64) -> u64 {
-        let mut found = 0;
-        while places != 0 {
-            let lower = self.begins & ((places & places.wrapping_neg()) - 1);
-            places &= places - 1;
-            found |= (1_u64 << 63).checked_shr(lower.leading_zeros()).unwrap_or(0);
-        }
-        found
-    }
-
     /// With characters, where the vocabulary has them, instead of bytes.
     fn begin_characters(&mut self, pairs: &Pairs, vocabulary: &Vocabulary, span: &[u8]) {
         let mut count = 0;
@@ -122,10 +123,12 @@ impl Few {
             *slot = id;
             count += 1;
         }
-        for (place, (merge, pair)) in self.merges.iter_mut().zip(self.ids[..count].windows(2)).enumerate() {
+        self.start(count);
+        for (place, (merge, pair)) in
+            self.merges.iter_mut().skip(1).zip(self.ids[..count].windows(2)).enumerate()
+        {
             *merge = merge_at(pairs.rank(pair[0], pair[1]), place);
         }
-        self.start(count);
     }
 
     /// So many symbols are there, with their merges.
@@ -135,18 +138,18 @@ impl Few {
         self.begins = u64::MAX.checked_shr((FEW - symbols) as u32).unwrap_or(0);
         self.unsettled = 0;
         self.considered = merges.next_multiple_of(LANES);
-        self.merges[merges..self.considered].fill(NO_MERGE);
+        self.merges.fill(NO_MERGE);
     }
 
-    /// Does all merges.
-    pub(super) fn finish(&mut self, pairs: &Pairs) {
-        with_best_tier(Finish { few: self, pairs });
+    /// Merges `span`, which has at most [`FEW`] bytes; what is longer is cut.
+    pub(super) fn merge_alone(&mut self, model: &Model<'_>, span: &[u8]) {
+        with_best_tier(Alone { few: self, model, span });
     }
 
     /// Does the next merge and asks for the memory that [`Self::settle`] reads; false if none is left.
     #[inline(always)]
     pub(crate) fn merge(&mut self, pairs: &Pairs) -> bool {
-        let mut next = least(&self.merges[..self.considered]);
+        let mut next = least(&self.merges[1..=self.considered]);
         if next >= NO_MERGE_FROM {
             return false;
         }
@@ -156,11 +159,10 @@ impl Few {
         }
         let place = next as usize % FEW;
         let merged = pairs.made(next as u32 >> PLACE_BITS);
-        let after = self.begins & (u64::MAX << place << 1);
-        let right = after.trailing_zeros() as usize % FEW;
+        let right = self.after(place).trailing_zeros() as usize % FEW;
         self.begins &= !(1_u64 << right);
         self.ids[place] = merged;
-        self.merges[right] = NO_MERGE;
+        self.merges[right + 1] = NO_MERGE;
         self.place = place;
         let Neighbours { left, right, .. } = self.neighbours();
         pairs.prefetch(merged, self.ids[right]);
@@ -173,12 +175,12 @@ impl Few {
     pub(crate) fn settle(&mut self, pairs: &Pairs) {
         let place = self.place;
         let merged = self.ids[place];
-        let Neighbours { left, right, is_first, is_last } = self.neighbours();
+        let Neighbours { left, behind_left, right, is_last } = self.neighbours();
         // Both are looked up whether or not there is a neighbour: a wasted look-up costs less than a wrong guess.
         let with_next = merge_at(pairs.rank(merged, self.ids[right]), place);
         let with_previous = merge_at(pairs.rank(self.ids[left], merged), left);
-        self.merges[left] = if is_first { self.merges[left] } else { with_previous };
-        self.merges[place] = if is_last { NO_MERGE } else { with_next };
+        self.merges[behind_left] = with_previous;
+        self.merges[place + 1] = if is_last { NO_MERGE } else { with_next };
     }
 
     /// The first of the merges that are worth as much as this rank.
@@ -187,17 +189,18 @@ impl Few {
         let tied = |merge: &&i32| {
             **merge < NO_MERGE_FROM && pairs.order(**merge as u32 >> PLACE_BITS) == pairs.order(rank)
         };
-        self.merges[..self.considered].iter().find(tied).copied()
+        self.merges[1..=self.considered].iter().find(tied).copied()
     }
 
     #[inline(always)]
     fn neighbours(&self) -> Neighbours {
-        let after = self.begins & (u64::MAX << self.place << 1);
+        let after = self.after(self.place);
         let before = self.begins & ((1_u64 << self.place) - 1);
+        let behind_left = (u64::BITS - before.leading_zeros()) as usize;
         Neighbours {
-            left: (u64::BITS - 1).wrapping_sub(before.leading_zeros()) as usize % FEW,
+            left: behind_left.wrapping_sub(1) % FEW,
+            behind_left,
             right: after.trailing_zeros() as usize % FEW,
-            is_first: before == 0,
             is_last: after == 0,
         }
     }
@@ -236,20 +239,23 @@ impl Few {
     }
 }
 
-/// See [`Few::finish`].
-struct Finish<'f> {
+/// See [`Few::merge_alone`].
+struct Alone<'f> {
     few: &'f mut Few,
-    pairs: &'f Pairs,
+    model: &'f Model<'f>,
+    span: &'f [u8],
 }
 
-impl Work for Finish<'_> {
+impl Work for Alone<'_> {
     type Outcome = ();
 
     #[inline(always)]
     fn run(self) {
-        self.few.settle_all(self.pairs);
-        while self.few.merge(self.pairs) {
-            self.few.settle(self.pairs);
+        let Self { few, model, span } = self;
+        few.begin_with(model, span);
+        few.settle_all(model.pairs);
+        while few.merge(model.pairs) {
+            few.settle(model.pairs);
         }
     }
 }
@@ -257,8 +263,9 @@ impl Work for Finish<'_> {
 /// The symbols beside the last merge; places where there is none mean nothing.
 struct Neighbours {
     left: usize,
+    /// One more; 0 if there is none.
+    behind_left: usize,
     right: usize,
-    is_first: bool,
     is_last: bool,
 }
 
@@ -269,7 +276,7 @@ mod tests {
     use super::*;
     use crate::bpe::ABREAST;
     use crate::bpe::merge::{Heap, merge_abreast};
-    use crate::bpe::random_models::vocabulary_of;
+    use crate::bpe::random_models::{pairs_of, vocabulary_of};
 
     /// What the definition makes of each span: one merge after the other.
     fn one_by_one(model: &Model<'_>, spans: &[Vec<u8>]) -> Vec<Vec<u32>> {
@@ -285,8 +292,7 @@ mod tests {
         let mut few = [const { Few::new() }; ABREAST];
         let mut all = Vec::new();
         for spans in spans.chunks(ABREAST) {
-            let begin = |few: &mut Few, span: &[u8]| few.begin_with(model, span);
-            merge_abreast(model.pairs, spans.iter().map(Vec::as_slice), begin, &mut few, |_, few| {
+            merge_abreast(model, spans.iter().map(Vec::as_slice), &mut few, |_, few| {
                 all.push(few.ids().collect());
             });
         }
@@ -300,7 +306,7 @@ mod tests {
             order in prop::collection::vec(0..40_u32, 120),
             longest in prop::sample::select(vec![2_usize, 3, 8, 40]),
             by_rank in any::<bool>(),
-            spans in prop::collection::vec(prop::collection::vec(prop::sample::select(b"abc".to_vec()), 1..=FEW), 1..30),
+            spans in prop::collection::vec(prop::collection::vec(prop::sample::select(b"abc\0".to_vec()), 1..=FEW), 1..30),
         ) {
             let (mut tokens, mut list) = vocabulary_of(&merges, longest);
             // In any order, so that what a token is made of may come after what is made of it.
@@ -315,11 +321,7 @@ mod tests {
                 list = numbered.into_iter().map(|(_, pair)| pair).collect();
             }
             let vocabulary = Vocabulary::new(&tokens).unwrap();
-            let pairs = if by_rank {
-                Pairs::by_rank(&tokens, &vocabulary)
-            } else {
-                Pairs::from_list(&list, &tokens, &vocabulary).unwrap()
-            };
+            let pairs = pairs_of(&tokens, (!by_rank).then_some(&list), &vocabulary);
             let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
             prop_assert_eq!(abreast(&model, &spans), one_by_one(&model, &spans));
         }
@@ -336,8 +338,7 @@ mod tests {
         let mut few = Few::new();
         few.begin_with(&model, &span);
         assert!(few.ids().count() < FEW, "nothing was joined");
-        few.settle_all(&pairs);
-        few.finish(&pairs);
+        few.merge_alone(&model, &span);
         assert_eq!(vec![few.ids().collect::<Vec<u32>>()], one_by_one(&model, &[span]));
     }
 }

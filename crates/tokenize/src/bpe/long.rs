@@ -110,19 +110,13 @@ impl Pieces {
             }
         }
         let unknown = unknown.get(..count).unwrap_or_default();
-        merge_abreast(
-            model.pairs,
-            unknown.iter().map(|(_, bytes)| *bytes),
-            |few, span| few.begin_with(model, span),
-            few,
-            |index, few| {
-                let Some((place, bytes)) = unknown.get(index) else { return };
-                if let Some(piece) = self.fixed.get_mut(*place) {
-                    few.place_tokens(model, &mut piece.tokens);
-                    self.memo.keep(bytes, &piece.tokens);
-                }
-            },
-        );
+        merge_abreast(model, unknown.iter().map(|(_, bytes)| *bytes), few, |index, few| {
+            let Some((place, bytes)) = unknown.get(index) else { return };
+            if let Some(piece) = self.fixed.get_mut(*place) {
+                few.place_tokens(model, &mut piece.tokens);
+                self.memo.keep(bytes, &piece.tokens);
+            }
+        });
     }
 
     /// Goes on with a piece that begins with a token of the row, and returns its end.
@@ -164,8 +158,7 @@ impl Pieces {
         match size {
             FEW => {
                 if let Some(few) = few.first_mut() {
-                    few.begin_with(model, bytes);
-                    few.finish(model.pairs);
+                    few.merge_alone(model, bytes);
                     few.place_tokens(model, tokens);
                 }
             }
@@ -193,7 +186,7 @@ mod tests {
     use super::*;
     use crate::bpe::Scratch;
     use crate::bpe::merge::merge_span;
-    use crate::bpe::random_models::{Token, vocabulary_of};
+    use crate::bpe::random_models::{Token, pairs_of, vocabulary_of};
     use proptest::prelude::*;
 
     fn text() -> impl Strategy<Value = Vec<u8>> {
@@ -219,11 +212,7 @@ mod tests {
                 list.rotate_left(middle);
             }
             let vocabulary = Vocabulary::new(&tokens).unwrap();
-            let pairs = if by_rank {
-                Pairs::by_rank(&tokens, &vocabulary)
-            } else {
-                Pairs::from_list(&list, &tokens, &vocabulary).unwrap()
-            };
+            let pairs = pairs_of(&tokens, (!by_rank).then_some(&list), &vocabulary);
             let model = Model { pairs: &pairs, vocabulary: &vocabulary, of_bytes: true };
             check(&model, &text, false)?;
         }
@@ -324,7 +313,7 @@ mod tests {
     #[test]
     fn tokens_longer_than_most_pieces_are_merged() {
         let doubling: Vec<(usize, usize)> =
-            (0..11).map(|n| (if n == 0 { 0 } else { n + 2 }, if n == 0 { 0 } else { n + 2 })).collect();
+            (0..11).map(|n| (if n == 0 { 0 } else { n + 3 }, if n == 0 { 0 } else { n + 3 })).collect();
         let (tokens, list) = vocabulary_of(&doubling, 2_000);
         assert!(
             tokens.iter().any(|(bytes, _)| bytes.len() == 1024),
@@ -342,7 +331,7 @@ mod tests {
         assert_eq!(lengths, [1024, 1024, 1024, 1024, 512, 256, 128, 8]);
         // Of these no two fit into the largest piece.
         let doubling: Vec<(usize, usize)> =
-            (0..13).map(|n| (if n == 0 { 0 } else { n + 2 }, if n == 0 { 0 } else { n + 2 })).collect();
+            (0..13).map(|n| (if n == 0 { 0 } else { n + 3 }, if n == 0 { 0 } else { n + 3 })).collect();
         let (tokens, list) = vocabulary_of(&doubling, 8_192);
         let vocabulary = Vocabulary::new(&tokens).unwrap();
         let pairs = Pairs::from_list(&list, &tokens, &vocabulary).unwrap();

@@ -22,7 +22,8 @@ const KEPT: usize = 64 * 1024;
 pub(super) struct Model<'m> {
     pub(super) pairs: &'m Pairs,
     pub(super) vocabulary: &'m Vocabulary,
-    /// Whether the first symbols are the bytes; otherwise they are characters, where the vocabulary has them.
+    /// Whether the first symbols are the bytes, as they are of ASCII text in any case; otherwise they are characters,
+    /// where the vocabulary has them.
     pub(super) of_bytes: bool,
 }
 
@@ -49,24 +50,24 @@ impl Default for Scratch {
 }
 
 /// Merges up to [`ABREAST`] spans, each of at most [`FEW`] bytes, and hands the place of each span among
-/// them and what it became to `emit`, in order. `begin` gives each its first symbols.
+/// them and what it became to `emit`, in order.
 ///
 /// A merge waits for two look-ups in a table that no cache of the processor holds. So each span does one merge and
 /// asks for its memory, then the next one's turn comes.
 pub(super) fn merge_abreast<'s>(
-    pairs: &Pairs,
+    model: &Model<'_>,
     spans: impl Iterator<Item = &'s [u8]>,
-    begin: impl Fn(&mut Few, &[u8]),
     few: &mut [Few],
     mut emit: impl FnMut(usize, &Few),
 ) {
+    let mut listed = [&[][..]; ABREAST];
     let mut count = 0;
-    for (few, span) in few.iter_mut().zip(spans) {
-        begin(few, span);
+    for (slot, span) in listed.iter_mut().zip(spans) {
+        *slot = span;
         count += 1;
     }
-    let few = few.get_mut(..count).unwrap_or_default();
-    with_best_tier(TakeTurns { pairs, few });
+    let (few, spans) = (few.get_mut(..count).unwrap_or_default(), listed.get(..count).unwrap_or_default());
+    with_best_tier(TakeTurns { model, few, spans });
     for (place, few) in few.iter().enumerate() {
         emit(place, few);
     }
@@ -74,8 +75,9 @@ pub(super) fn merge_abreast<'s>(
 
 /// Merges all of them, one merge each in turn.
 struct TakeTurns<'f> {
-    pairs: &'f Pairs,
+    model: &'f Model<'f>,
     few: &'f mut [Few],
+    spans: &'f [&'f [u8]],
 }
 
 impl Work for TakeTurns<'_> {
@@ -83,7 +85,11 @@ impl Work for TakeTurns<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { pairs, few } = self;
+        let Self { model, few, spans } = self;
+        let pairs = model.pairs;
+        for (few, span) in few.iter_mut().zip(spans) {
+            few.begin_with(model, span);
+        }
         let mut merging = 0_u32;
         for (place, few) in few.iter_mut().enumerate() {
             few.settle_all(pairs);
@@ -108,10 +114,10 @@ pub(super) fn merge_span(model: &Model<'_>, span: &[u8], scratch: &mut Scratch, 
     let Scratch { heap, pieces, few } = scratch;
     if span.len() <= FEW {
         let Some(few) = few.first_mut() else { return };
-        few.begin_with(model, span);
-        few.finish(model.pairs);
+        few.merge_alone(model, span);
         return few.ids().for_each(emit);
     }
+    let model = &Model { of_bytes: model.of_bytes || span.is_ascii(), ..*model };
     let merged = pieces.get_or_insert_with(|| Box::new(Pieces::new())).merge(model, few, heap, span);
     match merged {
         Some(tokens) => tokens.iter().for_each(|token| emit(token.id)),

@@ -24,7 +24,6 @@ pub use encoder::{BytePairEncoder, TokenSpan};
 
 use crate::error::TokenizeError;
 pub(crate) use few::FEW;
-use few::Few;
 use merge::Model;
 pub(crate) use merge::{ABREAST, Scratch};
 use pairs::Pairs;
@@ -134,7 +133,7 @@ impl Bpe {
             return;
         }
         let start = ids.len();
-        merge::merge_span(&self.model(span), span, scratch, |id| ids.push(id));
+        merge::merge_span(&self.model(), span, scratch, |id| ids.push(id));
         self.learn(&ids[start..]);
     }
 
@@ -147,8 +146,7 @@ impl Bpe {
         mut emit: impl FnMut(usize, &[u32]),
     ) {
         let mut ids = [0; FEW];
-        let begin = |few: &mut Few, span: &[u8]| few.begin_with(&self.model(span), span);
-        merge::merge_abreast(&self.pairs, spans, begin, &mut scratch.few, |place, few| {
+        merge::merge_abreast(&self.model(), spans, &mut scratch.few, |place, few| {
             let mut count = 0;
             for (slot, id) in ids.iter_mut().zip(few.ids()) {
                 *slot = id;
@@ -159,10 +157,9 @@ impl Bpe {
         });
     }
 
-    /// What merging this span takes; in ASCII text every byte is a character.
     #[inline]
-    fn model(&self, span: &[u8]) -> Model<'_> {
-        let of_bytes = self.begins_with == Symbols::Bytes || span.is_ascii();
+    fn model(&self) -> Model<'_> {
+        let of_bytes = self.begins_with == Symbols::Bytes;
         Model { pairs: &self.pairs, vocabulary: &self.vocabulary, of_bytes }
     }
 

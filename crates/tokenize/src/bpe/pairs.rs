@@ -4,8 +4,6 @@
 //! So a merge takes 8 bytes, pairs of single bytes have a table of their own, and of the many ways to cut a token in
 //! two only the one that can occur is kept.
 
-use std::collections::HashMap;
-
 use super::byte_pairs::{BytePair, BytePairs};
 use super::merge::{Model, Scratch, merge_span};
 pub(crate) use super::pair_table::NO_RANK;
@@ -39,6 +37,17 @@ impl Made {
         let in_order = ids.iter().zip(offset..).all(|(id, expected)| *id == expected);
         if in_order { Self::After(offset) } else { Self::Listed(ids.into_boxed_slice()) }
     }
+}
+
+/// The bytes of each id; none where no token has it.
+fn by_id<'t>(tokens: &'t [(Vec<u8>, u32)], vocabulary: &Vocabulary) -> Vec<&'t [u8]> {
+    let mut by_id = vec![&[][..]; vocabulary.ids()];
+    for (bytes, id) in tokens {
+        if let Some(slot) = by_id.get_mut(*id as usize) {
+            *slot = bytes;
+        }
+    }
+    by_id
 }
 
 impl Pairs {
@@ -108,13 +117,13 @@ impl Pairs {
                 format!("{} merges are too many; at most {} are supported", list.len(), ID_LIMIT - 1);
             return Err(TokenizeError::malformed(reason));
         }
-        let by_id: HashMap<u32, &[u8]> = tokens.iter().map(|(bytes, id)| (*id, bytes.as_slice())).collect();
+        let by_id = by_id(tokens, vocabulary);
         let mut pairs = Self::with_room(list.len(), Made::After(0), vocabulary.ids());
         let mut made = Vec::with_capacity(list.len());
         let mut joined = Vec::new();
         for (index, &(left, right)) in (0..).zip(list) {
             let bytes_of = |id: u32| {
-                by_id.get(&id).copied().ok_or_else(|| {
+                by_id.get(id as usize).copied().filter(|bytes| !bytes.is_empty()).ok_or_else(|| {
                     TokenizeError::malformed(format!(
                         "merge {index} joins ids {left} and {right}, but no token has id {id}"
                     ))
@@ -148,10 +157,10 @@ impl Pairs {
         tokens: &[(Vec<u8>, u32)],
         vocabulary: &Vocabulary,
     ) -> Self {
-        let by_id: HashMap<u32, &[u8]> = tokens.iter().map(|(bytes, id)| (*id, bytes.as_slice())).collect();
+        let by_id = by_id(tokens, vocabulary);
         let mut pairs = Self::with_room(list.len() * 2, Made::of(list.to_vec()), vocabulary.ids());
         for (rank, id) in (0..).zip(list) {
-            let bytes = by_id.get(id).copied().unwrap_or_default();
+            let bytes = by_id.get(*id as usize).copied().unwrap_or_default();
             for cut in 1..bytes.len() {
                 let (left, right) = bytes.split_at(cut);
                 if let (Some(left), Some(right)) = (vocabulary.id(left), vocabulary.id(right)) {

@@ -1,5 +1,8 @@
 //! Vocabularies that no training gives, for the tests.
 
+use super::pairs::Pairs;
+use super::vocabulary::Vocabulary;
+
 /// Bytes and id.
 pub(super) type Token = (Vec<u8>, u32);
 
@@ -7,7 +10,8 @@ pub(super) type Token = (Vec<u8>, u32);
 /// number.
 pub(super) fn vocabulary_of(merges: &[(usize, usize)], longest: usize) -> (Vec<Token>, Vec<(u32, u32)>) {
     let mut tokens: Vec<Token> = (0..=u8::MAX).map(|byte| (vec![byte], u32::from(byte))).collect();
-    let letters = [usize::from(b'a'), usize::from(b'b'), usize::from(b'c')];
+    // What spans are filled up with is a letter, too.
+    let letters = [b'a', b'b', b'c', 0].map(usize::from);
     let mut list = Vec::new();
     let mut usable: Vec<usize> = letters.to_vec();
     for &(left, right) in merges {
@@ -21,4 +25,12 @@ pub(super) fn vocabulary_of(merges: &[(usize, usize)], longest: usize) -> (Vec<T
         tokens.push((joined, tokens.len() as u32));
     }
     (tokens, list)
+}
+
+/// The merges of `list`, or where there is none, by rank.
+pub(super) fn pairs_of(tokens: &[Token], list: Option<&Vec<(u32, u32)>>, vocabulary: &Vocabulary) -> Pairs {
+    match list {
+        Some(list) => Pairs::from_list(list, tokens, vocabulary).unwrap(),
+        None => Pairs::by_rank(tokens, vocabulary),
+    }
 }

@@ -64,7 +64,7 @@ impl Window {
             self.next[place] = if place + 1 < span.len() { place as u16 + 1 } else { NOBODY };
         }
         for (place, pair) in span.windows(2).enumerate() {
-            self.merges[place] = merge_at(pairs.of_bytes(pair[0], pair[1]).rank(), place);
+            self.merges[place] = pairs.of_bytes(pair[0], pair[1]).merge_at(place % GROUP);
         }
         for group in 0..GROUPS {
             self.look_through(group);

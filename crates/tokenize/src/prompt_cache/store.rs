@@ -25,6 +25,8 @@ const SHARE: usize = 4;
 const TRIES: usize = 2000;
 /// For each of so many bytes of the capacity one guess of eight bytes is kept.
 const BYTES_PER_GUESS: usize = 4096;
+/// They are there from the beginning, however large a cache may become.
+const MAX_GUESSES: usize = 1 << 22;
 
 /// What a prompt cache holds and has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +72,7 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(capacity_bytes: usize) -> Self {
-        let guesses = capacity_bytes / BYTES_PER_GUESS;
+        let guesses = (capacity_bytes / BYTES_PER_GUESS).min(MAX_GUESSES);
         let rest = capacity_bytes - guesses * size_of::<AtomicU64>();
         let shards = (rest / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
         Self {
@@ -342,6 +344,14 @@ mod tests {
         let small = Store::new(20_000);
         small.insert_joined(kind, &parts);
         assert_eq!(small.stats().entries, 0);
+    }
+
+    #[test]
+    fn a_cache_without_end_takes_little_at_first() {
+        let store = Store::new(usize::MAX);
+        assert!(store.stats().bytes <= 32 << 20);
+        put(&store, "a", &[1]);
+        assert_eq!(get(&store, "a"), Some(vec![1]));
     }
 
     #[test]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infer_accel.errors import DTypeError, GradientError, IdError, ReadOnlyError, ShapeError
+from infer_accel._reference._tensors import require_tensor
+from infer_accel.errors import DTypeError, IdError, ReadOnlyError, ShapeError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,11 +55,10 @@ def rows_of(hashes: object, digest_bytes: int = _DIGEST_BYTES) -> list[bytes]:
 
 def array_of(tensor: object, *, writable: bool = False) -> npt.NDArray[np.generic]:
     """Return the tensor's memory as an array of numpy, in integers where numpy has no such floats."""
+    require_tensor(tensor)
     array = tensor
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise GradientError("a tensor with requires_grad=True came", code="gradient.recorded")
         integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         array = tensor.detach().view(integers[tensor.element_size()]).numpy()
     if not isinstance(array, np.ndarray):

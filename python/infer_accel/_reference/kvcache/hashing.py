@@ -101,7 +101,11 @@ def xxh3_128(message: bytes) -> bytes:
 
 def _digest(algorithm: str, value: Key) -> bytes:
     serialisation, function, _ = _ALGORITHMS[algorithm]
-    message = _cbor(value) if serialisation == "cbor" else pickle.dumps(value, protocol=5)
+    try:
+        message = _cbor(value) if serialisation == "cbor" else pickle.dumps(value, protocol=5)
+    except RecursionError as error:
+        message_text = "extra keys are nested too deeply; flatten them"
+        raise ArgumentError(message_text, code="argument.extra_keys_depth") from error
     return hashlib.sha256(message).digest() if function == "sha256" else xxh3_128(message)
 
 

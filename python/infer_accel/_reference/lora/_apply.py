@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infer_accel._reference._floats import fma, read, write
+from infer_accel._reference._floats import fma, read, require_writable, write
 from infer_accel._reference.kvcache.arguments import integers_of
 from infer_accel._reference.lora._arguments import fit, named, settings
 from infer_accel.errors import IdError, ShapeError
@@ -48,6 +48,7 @@ def apply_adapter(
     fit("lora_A and x", "in_features", (a.shape[1], features.shape[1]))
     fit("lora_B and out", "out_features", (b.shape[0], before.shape[1]))
     fit("out and x", "tokens", (before.shape[0], features.shape[0]))
+    require_writable(out, x, lora_A, lora_B)
     if before.size == 0 or a.size == 0:
         return
     hidden = _inner_products(features, a)
@@ -190,6 +191,7 @@ def apply_adapters(
     if ids.shape != (features.shape[0],):
         message = f"adapter ids of shape {ids.shape} came for {features.shape[0]} tokens"
         raise ShapeError(message, code="shape.adapter_ids")
+    require_writable(out, x)
     for token, adapter_id in enumerate(ids.tolist()):
         if adapter_id not in {_NO_ADAPTER, *stack.adapters}:
             raise IdError(f"token {token} names adapter {adapter_id}", code="id.adapter")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infer_accel._reference._tensors import require_tensor
 from infer_accel.errors import ArgumentError, ShapeError
 
 if TYPE_CHECKING:
@@ -21,11 +23,12 @@ __all__ = ["fit", "named", "settings"]
 
 def settings(scaling: float, num_threads: int | None) -> Float32:
     with np.errstate(over="ignore"):
-        factor = np.asarray(scaling, np.float64).astype(np.float32)
+        # ldexp takes numbers alone, where float() would read a text.
+        factor = np.asarray(math.ldexp(scaling, 0), np.float64).astype(np.float32)
     if not math.isfinite(factor):
         message = f"scaling={scaling} came; it must be a finite number that float32 can hold"
         raise ArgumentError(message, code="argument.scaling")
-    if num_threads is not None and num_threads < 1:
+    if num_threads is not None and not 1 <= index(num_threads) < 1 << 64:
         message = f"num_threads={num_threads} came; pass 1 or more, or None for the default"
         raise ArgumentError(message, code="argument.num_threads")
     return factor
@@ -33,6 +36,7 @@ def settings(scaling: float, num_threads: int | None) -> Float32:
 
 def named(**tensors: Tensor) -> list[tuple[Tensor, str]]:
     for name, tensor in tensors.items():
+        require_tensor(tensor)
         if len(tensor.shape) != 2:
             message = f"{name} has shape {tuple(tensor.shape)}; a matrix is needed"
             raise ShapeError(message, code="shape.matrix")

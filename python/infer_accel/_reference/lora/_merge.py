@@ -15,6 +15,7 @@ from infer_accel._reference._floats import (
     stored_bits,
     write_bits,
 )
+from infer_accel._reference._tensors import require_tensor
 from infer_accel._reference.lora._arguments import fit, named, settings
 from infer_accel._reference.lora._residue import (
     KERNEL_REVISION,
@@ -59,7 +60,9 @@ def merge_weights(
     _check_rounding(rounding, seed)
     target = weight if out is None else out
     base = _checked(weight, lora_A, lora_B, target)
-    require_writable(target)
+    if magnitude is not None:
+        require_tensor(magnitude)
+    _require_own(target, weight, lora_A, lora_B, magnitude)
     if magnitude is not None and return_residue:
         message = "a merge with magnitudes (DoRA) has no residue: keep the whole weight instead"
         raise ArgumentError(message, code="residue.magnitude")
@@ -105,7 +108,7 @@ def unmerge_weights(
     factor = settings(scaling, num_threads)
     target = weight if out is None else out
     _checked(weight, lora_A, lora_B, target)
-    require_writable(target)
+    _require_own(target, weight, lora_A, lora_B)
     if residue.kernel_revision != KERNEL_REVISION:
         message = (
             f"the residue was made by kernel revision {residue.kernel_revision}, this is {KERNEL_REVISION}"
@@ -140,7 +143,7 @@ def merge_many(
     for weight, (lora_A, lora_B, scaling) in zip(weights, adapters, strict=True):
         settings(scaling, num_threads)
         _checked(weight, lora_A, lora_B, weight)
-        require_writable(weight)
+        _require_own(weight, lora_A, lora_B)
     for weight, (lora_A, lora_B, scaling) in zip(weights, adapters, strict=True):
         merge_weights(weight, lora_A, lora_B, scaling=scaling)
 
@@ -221,6 +224,7 @@ def _checked(weight: Tensor, lora_A: Tensor, lora_B: Tensor, target: Tensor) -> 
     fit("lora_A and lora_B", "rank", (a.shape[0], b.shape[1]))
     fit("lora_A and weight", "in_features", (a.shape[1], base.shape[1]))
     fit("lora_B and weight", "out_features", (b.shape[0], base.shape[0]))
+    require_tensor(target)
     if dtype_name(target) not in {"float32", "float16", "bfloat16"}:
         message = f"out is of {dtype_name(target)}; allowed: float32, float16, bfloat16: convert it first"
         raise DTypeError(message, code="dtype.unsupported")
@@ -228,6 +232,11 @@ def _checked(weight: Tensor, lora_A: Tensor, lora_B: Tensor, target: Tensor) -> 
         message = f"out has shape {tuple(target.shape)}, but weight {base.shape}: both must be the same"
         raise ShapeError(message, code="shape.mismatch")
     return base
+
+
+def _require_own(target: Tensor, *sources: Tensor | None) -> None:
+    """Refuse a target that may not be written, or whose memory is not its own; it may be a source itself."""
+    require_writable(target, *(source for source in sources if source is not None and source is not target))
 
 
 def _check_rounding(rounding: str, seed: int | None) -> None:

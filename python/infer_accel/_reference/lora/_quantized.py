@@ -18,6 +18,7 @@ from infer_accel._reference._floats import (
     stored_bits,
     write_bits,
 )
+from infer_accel._reference._tensors import require_tensor
 from infer_accel._reference.lora._arguments import fit, named, settings
 from infer_accel._reference.lora._merge import inner_products
 from infer_accel.errors import ArgumentError, DTypeError, IntegrityError, OverlapError, ShapeError
@@ -146,6 +147,8 @@ def merge_terms(
     """Add several products, each ``(lora_A, lora_B, scaling)``; codes are rounded once."""
     if scales not in {"grow", "keep"}:
         raise ArgumentError(f'scales={scales!r} came; allowed: "grow", "keep"', code="argument.scales")
+    require_tensor(weight)
+    require_tensor(weight_scale)
     coding = _coding(weight)
     codes = _unpacked(weight)
     block = _block(weight, weight_scale, codes.shape, global_scale)
@@ -154,8 +157,9 @@ def merge_terms(
         fit("lora_A and lora_B", "rank", (a.shape[0], b.shape[1]))
         fit("lora_A and weight", "in_features", (a.shape[1], codes.shape[1]))
         fit("lora_B and weight", "out_features", (b.shape[0], codes.shape[0]))
-    require_writable(weight)
-    require_writable(weight_scale)
+    sources = [matrix for term in terms for matrix in term[:2]]
+    require_writable(weight, *sources)
+    require_writable(weight_scale, *sources)
     is_small = dtype_name(weight_scale) in {"uint8", "float8_e4m3fn"}
     if np.shares_memory(raw_bytes(weight), (raw_bytes if is_small else stored_bits)(weight_scale)):
         raise OverlapError("weight shares memory with weight_scale", code="overlap.adapter")

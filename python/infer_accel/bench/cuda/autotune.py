@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from infer_accel.bench.cuda.device import Gpu
 
-__all__ = ["autotune", "choose"]
+__all__ = ["autotune", "choose", "keep"]
 
 _LENGTHS = tuple(1 << power for power in range(12, 19))
 _TRIES = 7
@@ -56,8 +56,13 @@ def autotune(gpu: Gpu, path: Path | None = None) -> tuple[int, dict[int, tuple[f
     """
     seconds = {length: _both_ways(gpu, length) for length in _LENGTHS}
     threshold = choose(seconds)
+    return threshold, seconds, keep(gpu, threshold, path)
+
+
+def keep(gpu: Gpu, threshold: int, path: Path | None = None) -> Path:
+    """Keep a threshold of this device for this user, and return the file."""
     name = torch.cuda.get_device_name(gpu.device) if gpu.is_real else "interpreter"
-    return threshold, seconds, _threshold.write_threshold(name, threshold, path)
+    return _threshold.write_threshold(name, threshold, path)
 
 
 def _both_ways(gpu: Gpu, length: int) -> tuple[float, float]:

@@ -1,30 +1,44 @@
-"""A GPU to measure on: its clock, its limits, what is said of it in a record."""
+"""A GPU to measure on: its memory, its limits, what is said of it in a record."""
 
 from __future__ import annotations
 
-import itertools
-import time
+import gc
+import shutil
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from infer_accel.bench.harness import Contender
+from infer_accel.bench.cuda import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    import numpy.typing as npt
+
+    from infer_accel.bench.harness import Contender
     from infer_accel.bench.limits import Limits
     from infer_accel.bench.rows import Json
 
-__all__ = ["Gpu", "require", "why_none"]
+__all__ = ["Clock", "DeviceLostError", "Gpu", "require", "why_none"]
 
-#: Calls of one sample, so that what the host does before a launch goes on while the device still works.
-_CALLS = 8
+Clock: TypeAlias = 'Literal["device", "graph", "host"]'
+
 _SIDE = 8192
 #: Of a measurement of a limit: the best counts, as a limit is what can be reached.
 _TRIES = 10
+#: What is written between samples, so that no second-level cache keeps anything: four times the largest today.
+_FLUSHED_BYTES = 512 << 20
+#: Left to the context, to libraries and to what the allocator cannot hand out.
+_SPARE_BYTES = 3 << 30
+
+
+class DeviceLostError(Exception):
+    """The device answers nothing any more, as after an access to memory that is not there."""
 
 
 def require(is_right: bool, what: str) -> None:  # noqa: FBT001 - it reads as a sentence
@@ -47,7 +61,9 @@ class Gpu:
     device: torch.device = field(default_factory=lambda: torch.device("cuda", 0))
     #: Bytes that one call moves one way: several times the second-level cache.
     call_bytes: int = 512 << 20
-    calls: int = _CALLS
+    #: Calls of one sample, so that what the host does before a launch goes on while the device still works.
+    calls: int = 8
+    _flushed: torch.Tensor | None = None
 
     @property
     def is_real(self) -> bool:
@@ -57,44 +73,28 @@ class Gpu:
 
     def seconds(self, calls: Callable[[], object]) -> float:
         """Return how long the device works on what `calls` gives it."""
-        if not self.is_real:
-            begin = time.perf_counter()
-            calls()
-            return time.perf_counter() - begin
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.device)
-        first.record()
-        calls()
-        last.record()
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1e3
+        return clock.seconds(self.device, calls)
 
     def contender(
         self,
         name: str,
         call: Callable[[int], object],
         *,
-        sets: int,
         check: Callable[[object], None] | None,
         prepare: Callable[[], None] | None = None,
+        sets: int = 1,
+        calls: int | None = None,
+        on: Clock = "device",
     ) -> Contender:
-        """Return a contender whose calls take turns with `sets` inputs, timed by the device's clock."""
-        turns = itertools.cycle(range(sets))
-        measured = [0.0]
+        """Return a contender whose calls take turns with `sets` inputs, timed by one of the three clocks.
 
-        def run() -> int:
-            last = 0
-
-            def calls() -> None:
-                nonlocal last
-                for _ in range(self.calls):
-                    last = next(turns)
-                    call(last)
-
-            measured[0] = self.seconds(calls) / self.calls
-            return last
-
-        return Contender(name, run, check=check, prepare=prepare, meter=lambda: measured[0])
+        In a graph there is one call for each of the inputs; elsewhere there are `calls`, or :attr:`calls`.
+        """
+        if on == "graph":
+            return clock.in_a_graph(self.device, name, call, sets=sets, check=check, prepare=prepare)
+        way = clock.by_one if on == "device" else clock.by_the_host
+        count = calls or self.calls
+        return way(self.device, name, call, calls=count, sets=sets, check=check, prepare=prepare)
 
     def pinned(self, *shape: int) -> torch.Tensor:
         """Return bytes in pinned memory of the host."""
@@ -107,7 +107,65 @@ class Gpu:
         if dtype == torch.uint8:
             return torch.randint(0, 256, shape, dtype=dtype, device=self.device, generator=generator)
         numbers = torch.randn(shape, dtype=torch.float32, device=self.device, generator=generator)
-        return (numbers * size).to(dtype)
+        return numbers.mul_(size).to(dtype)
+
+    def ids(self, array: npt.NDArray[np.int64]) -> torch.Tensor | npt.NDArray[np.int64]:
+        """Return ids in the device's memory, where kernels check them; in a rehearsal those of the host."""
+        return torch.from_numpy(array).to(self.device) if self.is_real else array
+
+    def flush(self) -> None:
+        """Write so much that the second-level cache keeps nothing of what was there before."""
+        if self._flushed is None:
+            size = _FLUSHED_BYTES if self.is_real else 1
+            self._flushed = torch.empty(size, dtype=torch.uint8, device=self.device)
+        self._flushed.zero_()
+
+    def release(self) -> None:
+        """Give the memory of the last row back.
+
+        Raises
+        ------
+        DeviceLostError
+            The device answers nothing any more: no row after this one can be measured by this process.
+        """
+        if self.is_real:
+            gc.collect()
+            try:
+                torch.cuda.synchronize(self.device)
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                message = (
+                    "the device is lost to this process; run again with --resume: what failed comes last then"
+                )
+                raise DeviceLostError(message) from error
+
+    def total_bytes(self) -> int:
+        """Return how much memory rows may be planned for."""
+        if not self.is_real:
+            return 1 << 40
+        return int(torch.cuda.get_device_properties(self.device).total_memory) - _SPARE_BYTES
+
+    def require_room(self, needed: int) -> None:
+        """Refuse a row that the device has no room for, before anything is allocated.
+
+        Raises
+        ------
+        MemoryError
+            Less is free.
+        """
+        if self.is_real:
+            free = torch.cuda.mem_get_info(self.device)[0]
+            if needed > free:
+                raise MemoryError(
+                    f"{needed / 1e9:.1f} GB of the device are needed, {free / 1e9:.1f} GB are free"
+                )
+
+    def measure_limits(self, limits: Limits) -> None:
+        """Measure all that the device can do at best, whether a row is held against it or not."""
+        self.copy_rate(limits)
+        for to_device in (True, False):
+            self.link_rate(limits, to_device=to_device)
+        self.gemm_rate(limits)
 
     def copy_rate(self, limits: Limits) -> float:
         """Return bytes a second, read and written, of torch's copy of a large array on the device."""
@@ -141,7 +199,7 @@ class Gpu:
         return min(self.seconds(call) for _ in range(_TRIES))
 
     def describe(self) -> dict[str, Json]:
-        """Return what a record says of the device."""
+        """Return what a record says of the device: what must be the same for two runs to stand in one record."""
         found: dict[str, Json] = {
             "torch": torch.__version__,
             "triton": _version("triton"),
@@ -158,6 +216,7 @@ class Gpu:
             "multiprocessors": properties.multi_processor_count,
             "cache_bytes": properties.L2_cache_size,
             "driver": _driver_version(),
+            **_nvidia_smi(),
         }
 
 
@@ -183,3 +242,27 @@ def _driver_version() -> str | None:
     except (ImportError, RuntimeError, OSError):
         return None
     return f"{number // 1000}.{number % 1000 // 10}" if int(result) == 0 else None
+
+
+#: What only the tool of the driver tells; of the link what it can do, as it may sleep at the moment.
+_ASKED = {
+    "driver_release": "driver_version",
+    "link_generation": "pcie.link.gen.max",
+    "link_width": "pcie.link.width.max",
+    "power_limit": "power.limit",
+    "most_sm_clock": "clocks.max.sm",
+    "most_memory_clock": "clocks.max.memory",
+}
+
+
+def _nvidia_smi() -> dict[str, Json]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    with suppress(OSError, subprocess.SubprocessError):
+        command = [tool, f"--query-gpu={','.join(_ASKED.values())}", "--format=csv,noheader", "--id=0"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        values = [value.strip() for value in said.stdout.strip().split(",")]
+        if len(values) == len(_ASKED):
+            return dict(zip(_ASKED, values, strict=True))
+    return {}

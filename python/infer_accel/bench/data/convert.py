@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infer_accel._files import replace_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -36,9 +38,8 @@ def written(name: str, shipped: Path, content: Callable[[], bytes]) -> Path:
     status = shipped.stat()
     path = _cache_directory() / f"{status.st_size:x}-{int(status.st_mtime):x}-{name}"
     if not path.is_file():
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content())
-        Path(file.name).replace(path)
+        with replace_file(path) as beside:
+            beside.write_bytes(content())
     return path
 
 
