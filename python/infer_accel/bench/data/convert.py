@@ -1,15 +1,19 @@
 """Vocabularies in another form than a package ships: plain ranks, and a `tokenizer.json` made from them.
 
-What is made is kept in the user's cache directory, and made anew when its source changes.
+What is made is kept in the user's cache directory, or in a directory of the user's own for temporary files where there
+is none, and made anew when its source changes.
 """
 
 from __future__ import annotations
 
+import atexit
 import base64
 import functools
 import gzip
 import json
 import os
+import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +27,35 @@ __all__ = ["plain_ranks", "read_ranks", "tokenizer_json", "written"]
 
 
 def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(base, "infer-accel")
+    """Return a directory of this user's alone, where nobody else can put a file for us to read or write through."""
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = Path(base, "infer-accel")
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        directory = Path(tempfile.gettempdir(), f"infer-accel-{os.getuid() if hasattr(os, 'getuid') else 0}")
+        if os.access(directory, os.W_OK):
+            return directory
+    except (OSError, RuntimeError):
+        pass  # there is no home, or nothing can be made in it
+    directory = Path(tempfile.gettempdir(), f"infer-accel-{_user()}")
+    try:
         directory.mkdir(mode=0o700, exist_ok=True)
+        # Everybody may write there, so that another user may have made it first, or put a link in its place.
+        status = directory.lstat()
+        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == _user() and not status.st_mode & 0o077
+    except OSError:
+        is_ours = False
+    return directory if is_ours else _directory_of_this_process()
+
+
+@functools.cache
+def _directory_of_this_process() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="infer-accel-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 def written(name: str, shipped: Path, content: Callable[[], bytes]) -> Path:
