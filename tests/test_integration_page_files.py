@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from infer_accel.errors import ArgumentError, InternalError
+from infer_accel.errors import ArgumentError, InternalError, StorageError
 from infer_accel.integrations._page_files import PageFiles
 
 SIZE = 64
@@ -105,6 +106,90 @@ def test_pages_of_two_sizes_are_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="in one piece"):
         files.load(["a"], [torch.zeros(SIZE, 2, dtype=torch.bfloat16)[:, 0]])
     files.close()
+
+
+class Watched:
+    """A tier that tells which were opened and which closed, and opens when it is told to."""
+
+    opened: list[Watched]
+    may_open: threading.Event
+    page_bytes = 2 * SIZE
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.is_closed = False
+        self.opened.append(self)
+        assert self.may_open.wait(30)
+
+    def store(self, keys: list[bytes], rows: Any) -> None:
+        if self.is_closed:
+            raise StorageError("used after it was closed", code="storage.closed")
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
+    class Fresh(Watched):
+        opened: list[Watched] = []  # noqa: RUF012 - a test's own
+        may_open = threading.Event()
+
+    monkeypatch.setattr("infer_accel.integrations._page_files.DiskTier", Fresh)
+    return Fresh
+
+
+def test_a_directory_that_opens_while_it_is_closed_is_closed(tmp_path: Path, watched: type[Watched]) -> None:
+    files = PageFiles({"root_dir": str(tmp_path), "capacity_bytes": 1 << 24}, {})
+    results: list[bool] = []
+    waiting = [
+        threading.Thread(target=lambda: results.append(files.store(["a"], pages(1, 1)))) for _ in range(2)
+    ]
+    for thread in waiting:
+        thread.start()
+    while not watched.opened:
+        time.sleep(0.001)
+    files.close()
+    watched.may_open.set()
+    for thread in waiting:
+        thread.join(30)
+    assert results == [False, False]
+    assert [tier.is_closed for tier in watched.opened] == [True]
+    # Nothing opens it again: nobody would close that.
+    assert not files.store(["a"], pages(1, 1))
+    assert not files.open(2 * SIZE)
+    assert len(watched.opened) == 1
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_closing_between_any_two_steps_of_opening_leaves_nothing_open(
+    tmp_path: Path, watched: type[Watched], step: int
+) -> None:
+    files = PageFiles({"root_dir": str(tmp_path), "capacity_bytes": 1 << 24}, {})
+    watched.may_open.set()
+
+    class ClosesBehind:
+        """A lock behind whose nth holding the files are closed."""
+
+        lock = threading.Lock()
+        holdings = 0
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+            self.holdings += 1
+            if self.holdings == step:
+                files.close()
+
+    files._lock = ClosesBehind()  # type: ignore[assignment]
+    files.store(["a"], pages(1, 1))
+    deadline = time.monotonic() + 30
+    while not all(tier.is_closed for tier in watched.opened) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [tier.is_closed for tier in watched.opened] == [True]
+    assert not files.store(["b"], pages(1, 1))
+    assert len(watched.opened) == 1
 
 
 def test_another_process_sees_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from infer_accel.errors import ArgumentError, InferAccelError
+from infer_accel.errors import ArgumentError, InferAccelError, StorageError
 from infer_accel.kvcache import DiskTier
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class PageFiles:
         self._options = dict(options)
         self._facts = dict(facts)
         self._tier: DiskTier | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
         self._readers: ThreadPoolExecutor | None = None
         self._opening: Future[DiskTier] | None = None
@@ -122,8 +123,12 @@ class PageFiles:
         return self._try(lambda _: True, page_bytes) or False
 
     def close(self) -> None:
-        """Make what was stored durable, and close the directory. A second call does nothing."""
+        """Make what was stored durable, and close the directory for good. A second call does nothing.
+
+        What is asked for afterwards is a miss, also by threads that were waiting for the directory to open.
+        """
         with self._lock:
+            self._is_closed = True
             tier, opening, readers = self._tier, self._opening, self._readers
             self._tier = self._opening = self._readers = None
         if readers is not None:
@@ -131,7 +136,7 @@ class PageFiles:
         if tier is not None:
             tier.close()
         elif opening is not None:
-            # Nobody waits for it any more.
+            # Whoever waits for it finds that these files are closed.
             opening.add_done_callback(_close_what_came)
 
     def _load(
@@ -162,6 +167,7 @@ class PageFiles:
                 found[first:end] = tier.load(keys[first:end], rows, num_threads=threads).tolist()
 
         with self._lock:
+            self._refuse_if_closed()
             if self._readers is None:
                 self._readers = ThreadPoolExecutor(_READERS, "infer-accel-read")
             others = [self._readers.submit(work) for _ in range(workers - 1)]
@@ -206,18 +212,24 @@ class PageFiles:
     def _opened(self, page_bytes: int) -> DiskTier:
         """Open the tier in a thread of its own: a device that hangs holds up nobody for ever."""
         with self._lock:
+            self._refuse_if_closed()
             if self._tier is not None:
                 return self._tier
             opening = self._opening = self._opening or _beside(lambda: self._open(page_bytes))
-        try:
-            tier = opening.result(self._deadline)
-        finally:
-            with self._lock:
-                if opening.done() and self._opening is opening:
-                    self._opening = None
+        wait([opening], self._deadline)
+        # What came is kept in the same moment in which it is no longer being opened: `close` finds it as one or the
+        # other, or has closed these files before, and then closes it itself.
         with self._lock:
-            self._tier = tier
-        return tier
+            self._refuse_if_closed()
+            if opening.done() and self._opening is opening:
+                self._opening = None
+                if opening.exception() is None:
+                    self._tier = opening.result()
+        return opening.result(0)
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise StorageError("these files are closed", code="storage.closed")
 
     def _open(self, page_bytes: int) -> DiskTier:
         facts = json.dumps(self._facts | {"page_bytes": page_bytes}, sort_keys=True, default=str).encode()
