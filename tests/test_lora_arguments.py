@@ -202,6 +202,36 @@ APPLIES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
         lambda: lora.apply_adapters(z(3, 6), [(z(2, 6), z(4, 2))], [0, 0, 0], out=z(3, 4)),  # type: ignore[arg-type]
         errors.ArgumentError, "argument.stack", "list came as a stack",
     ),
+    "a text as scaling in a stack": (
+        lambda: lora.AdapterStack([(z(2, 6), z(4, 2), "2")]),  # type: ignore[list-item]
+        TypeError, "", "real number",
+    ),
+    "a text as scaling among many": (
+        lambda: lora.merge_many([z(4, 6)], [(z(2, 6), z(4, 2), "2")]),  # type: ignore[list-item]
+        TypeError, "", "real number",
+    ),
+    "a scaling in a stack that is none": (
+        lambda: lora.AdapterStack([(z(2, 6), z(4, 2), None)]),  # type: ignore[list-item]
+        TypeError, "", "real number",
+    ),
+    "NaN scaling in a stack": (
+        lambda: lora.AdapterStack([(z(2, 6), z(4, 2), float("nan"))]),
+        errors.ArgumentError, "argument.scaling", "finite",
+    ),
+    "infinite scaling in a stack": (
+        lambda: lora.AdapterStack([(z(2, 6), z(4, 2), float("-inf"))]),
+        errors.ArgumentError, "argument.scaling", "finite",
+    ),
+    "a text as alpha": (
+        lambda: lora.Adapter.from_arrays({"q": (z(2, 6), z(4, 2))}, alpha="2"),  # type: ignore[arg-type]
+        TypeError, "", "real number",
+    ),
+    "a text as weight": (
+        lambda: lora.combine(
+            [lora.Adapter.from_arrays({"q": (z(2, 6), z(4, 2))}, alpha=2)], ["1"], method="linear"  # type: ignore[list-item]
+        ),
+        TypeError, "", "real number",
+    ),
     "a tensor as an adapter": (
         lambda: lora.AdapterStack([torch.zeros(2, 6)]),
         errors.ArgumentError, "argument.matrices", "(lora_A, lora_B)",

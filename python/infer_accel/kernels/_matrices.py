@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infer_accel._numbers import real
 from infer_accel.errors import ArgumentError, DeviceError, DTypeError, LayoutError, OverlapError, ShapeError
 from infer_accel.kernels import _device
 from infer_accel.kernels._arguments import extent_bytes, strided
@@ -72,7 +73,7 @@ def factor_bits(scaling: float) -> int:
         It is not finite there.
     """
     with np.errstate(over="ignore"):
-        factor = np.float64(scaling).astype(np.float32)
+        factor = np.float64(real(scaling)).astype(np.float32)
     if not math.isfinite(factor):
         message = f"scaling={scaling} came; it must be a finite number that float32 can hold"
         raise ArgumentError(message, code="argument.scaling")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from infer_accel._numbers import real
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -109,4 +111,4 @@ class Retention:
         ArgumentError
             The time goes back.
         """
-        self._native_pool.advance(float(seconds))
+        self._native_pool.advance(real(seconds))

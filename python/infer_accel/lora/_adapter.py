@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from infer_accel import _backend
+from infer_accel._numbers import real
 from infer_accel.errors import AdapterError
 from infer_accel.lora._layers import AdapterLedger, AdapterUpdate, Problem, array_of, layer_of
 
@@ -164,7 +165,7 @@ class Adapter:
         4.0
         """
         parts = [
-            (name, float(alpha[name] if isinstance(alpha, Mapping) else alpha), _parts(a), _parts(b))
+            (name, real(alpha[name] if isinstance(alpha, Mapping) else alpha), _parts(a), _parts(b))
             for name, (a, b) in layers.items()
         ]
         return wrap(_backend.load("lora").Adapter.from_parts(parts, use_rslora))

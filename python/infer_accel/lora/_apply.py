@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infer_accel import _backend
+from infer_accel._numbers import real
 from infer_accel.errors import ArgumentError, DeviceError, ShapeError
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def products_of(
         if part is None and count is None:
             products.append(None)
         elif isinstance(part, tuple | list) and len(part) in {2, 3}:
-            products.append((part[0], part[1], float(part[2]) if len(part) == 3 else 1.0))
+            products.append((part[0], part[1], real(part[2]) if len(part) == 3 else 1.0))
         else:
             raise ArgumentError(_PRODUCT_RULE, code="argument.matrices")
     if count is not None and len(products) != count:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Literal, get_args
 
 from infer_accel import _backend
+from infer_accel._numbers import real
 from infer_accel.errors import ArgumentError
 from infer_accel.lora._adapter import Adapter
 from infer_accel.lora._report import MergeReport, UnmergeReport
@@ -134,9 +135,9 @@ def merge_checkpoint(
         os.fspath(base_dir),
         several,
         os.fspath(out_dir),
-        weights=[1.0] * len(several) if weights is None else [float(weight) for weight in weights],
+        weights=[1.0] * len(several) if weights is None else [real(weight) for weight in weights],
         method=method,
-        density=None if density is None else float(density),
+        density=None if density is None else real(density),
         rank=rank,
         seed=seed,
         dtype=dtype,

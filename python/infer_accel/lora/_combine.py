@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from infer_accel import _backend
+from infer_accel._numbers import real
 from infer_accel.errors import ArgumentError
 from infer_accel.lora._adapter import Adapter, wrap
 
@@ -113,7 +114,7 @@ def combine(
     _check_type(adapters)
     combined = _backend.load("lora").combine(
         [adapter._core for adapter in adapters],  # noqa: SLF001 - a class of this package
-        [float(weight) for weight in weights],
+        [real(weight) for weight in weights],
         method=method,
         density=density,
         rank=rank,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from infer_accel import _backend
+from infer_accel._numbers import real
 from infer_accel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def merge_codes(
         lora_A,
         lora_B,
         scaling=scaling,
-        global_scale=None if global_scale is None else float(global_scale),
+        global_scale=None if global_scale is None else real(global_scale),
         scales=scales,
         return_report=return_report,
         num_threads=num_threads,

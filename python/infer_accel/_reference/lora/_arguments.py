@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infer_accel._numbers import real
 from infer_accel._reference._tensors import require_tensor
 from infer_accel.errors import ArgumentError, ShapeError
 
@@ -23,8 +24,7 @@ __all__ = ["fit", "named", "settings"]
 
 def settings(scaling: float, num_threads: int | None) -> Float32:
     with np.errstate(over="ignore"):
-        # ldexp takes numbers alone, where float() would read a text.
-        factor = np.asarray(math.ldexp(scaling, 0), np.float64).astype(np.float32)
+        factor = np.asarray(real(scaling), np.float64).astype(np.float32)
     if not math.isfinite(factor):
         message = f"scaling={scaling} came; it must be a finite number that float32 can hold"
         raise ArgumentError(message, code="argument.scaling")
