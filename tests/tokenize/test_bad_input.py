@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from tests.soak import repeats
 
 from infer_accel.bench import data
 from infer_accel.errors import ArgumentError, DTypeError, IdError, ShapeError, TokenizerError
-from infer_accel.tokenize import Tokenizer
+from infer_accel.kvcache import hash_prompt
+from infer_accel.tokenize import ChatTemplate, PromptCache, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -390,3 +392,36 @@ def test_four_megabytes_of_one_character(name: str) -> None:
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert tokenizer.count(text, add_special_tokens=False) == len(ids)
         assert tokenizer.decode(ids) == text
+
+
+CONFUSED: dict[str, tuple[Callable[[Tokenizer], object], str]] = {
+    "a cache of none": (lambda _: PromptCache(None, 1 << 20), "tokenizer.not_tokenizer"),  # type: ignore[arg-type]
+    "a template of none": (lambda _: ChatTemplate(None, "x"), "tokenizer.not_tokenizer"),  # type: ignore[arg-type]
+    "a text by none": (lambda _: hash_prompt(None, "x", block_size=1), "tokenizer.not_tokenizer"),  # type: ignore[arg-type]
+    "messages by none": (
+        lambda _: hash_prompt(None, [{"role": "user"}], block_size=1),  # type: ignore[arg-type]
+        "tokenizer.not_tokenizer",
+    ),
+    "special tokens in a list": (
+        lambda tokenizer: ChatTemplate(tokenizer, "x", special_tokens=["bos_token"]),  # type: ignore[arg-type]
+        "tokenizer.option",
+    ),
+    "special tokens of ranks": (
+        lambda _: Tokenizer.from_tiktoken("ranks", pattern="gpt2", special_tokens=3),  # type: ignore[arg-type]
+        "tokenizer.option",
+    ),
+    "a day as the time": (
+        lambda tokenizer: ChatTemplate(tokenizer, "x").render([], now=date(2026, 1, 1)),  # type: ignore[arg-type]
+        "tokenizer.option",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFUSED.values(), ids=CONFUSED)
+def test_arguments_of_another_kind(case: tuple[Callable[[Tokenizer], object], str], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bpe({"a": 0}, [])))
+    call, code = case
+    with pytest.raises(DTypeError) as refused:
+        call(Tokenizer.from_file(tmp_path / "tokenizer.json"))
+    assert refused.value.code == code
+    assert "\n" not in str(refused.value)

@@ -188,7 +188,7 @@ def hash_prompt(
     fused = not _needs_pickle(algorithm, keys) and _backend.name() == "native"
     how = {"block_size": block_size, "algorithm": algorithm, "keys": keys}
     if _are_messages(text_or_messages):
-        from infer_accel.tokenize._chat import clock  # noqa: PLC0415 - nothing else here needs that part
+        from infer_accel.tokenize._given import clock  # noqa: PLC0415 - nothing else here needs that part
 
         chat = _chat_of(tokenizer)
         given = {
@@ -203,8 +203,8 @@ def hash_prompt(
             return PromptBlocks(*_implementation.hash_chat(chat, shown, now=now, trusted=trusted, **how))
         text_or_messages = chat.encode(*encoding)
     if isinstance(text_or_messages, str):
+        core = _core_of(tokenizer)
         if fused:
-            core = tokenizer._core  # noqa: SLF001 - the native class, which is this package's own
             options = (add_special_tokens, parse_special)
             return PromptBlocks(*_implementation.hash_prompt(core, text_or_messages, options=options, **how))
         text_or_messages = tokenizer.encode(
@@ -251,8 +251,15 @@ def _are_messages(prompt: object) -> bool:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], dict)
 
 
+def _core_of(tokenizer: Tokenizer) -> Any:  # noqa: ANN401 - of the backend, whichever it is
+    from infer_accel.tokenize._given import core_of  # noqa: PLC0415 - nothing else here needs that part
+
+    return core_of(tokenizer)
+
+
 def _chat_of(tokenizer: Tokenizer) -> Any:  # noqa: ANN401 - of the backend, whichever it is
     """Return the native template of a tokenizer's model."""
+    _core_of(tokenizer)
     chat = tokenizer.chat
     if chat is None:
         message = (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from infer_accel import _backend
 from infer_accel.tokenize._batch import TokenBatch
+from infer_accel.tokenize._given import clock, core_of, pairs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
     import numpy as np
     from numpy.typing import NDArray
@@ -67,9 +68,8 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: Tokenizer, template: str, *, special_tokens: Mapping[str, str] | None = None
     ) -> None:
-        core = tokenizer._core  # noqa: SLF001 - the native class, which is this package's own
-        named = list((special_tokens or {}).items())
-        self._core = _backend.load("tokenize").ChatTemplate(core, template, named)
+        named = pairs_of(special_tokens)
+        self._core = _backend.load("tokenize").ChatTemplate(core_of(tokenizer), template, named)
         self._tokenizer = tokenizer
         self._source: tuple[str, dict[str, str]] | None = (template, dict(named))
 
@@ -258,13 +258,6 @@ def _variables(
 ) -> dict[str, object]:
     given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
     return {**given, **(more or {})}
-
-
-def clock(now: datetime | None) -> tuple[int, ...]:
-    """Return a time, the clock's by default, as the core takes it."""
-    moment = datetime.now() if now is None else now  # noqa: DTZ005 - templates show the local time
-    date = (moment.year, moment.month, moment.day, moment.hour, moment.minute, moment.second)
-    return (*date, moment.microsecond, moment.weekday(), moment.timetuple().tm_yday)
 
 
 def _chat_of(tokenizer: Tokenizer) -> ChatTemplate | None:

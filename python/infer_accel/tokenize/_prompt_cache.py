@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from infer_accel import _backend
 from infer_accel.errors import ArgumentError
+from infer_accel.tokenize._given import core_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +112,7 @@ class PromptCache:
                 f"capacity_bytes={capacity_bytes} came as a count; 0 to {_MAX_CAPACITY_BYTES} are allowed"
             )
             raise ArgumentError(message, code="argument.count")
-        core = tokenizer._core  # noqa: SLF001 - the native class, which is this package's own
-        self._core = _backend.load("tokenize").PromptCache(core, capacity_bytes)
+        self._core = _backend.load("tokenize").PromptCache(core_of(tokenizer), capacity_bytes)
         self._tokenizer = tokenizer
         self.capacity_bytes = capacity_bytes
 

@@ -10,6 +10,7 @@ from infer_accel.tokenize._chat import ChatTemplate
 from infer_accel.tokenize._counting import Counts
 from infer_accel.tokenize._decoding import Decodes
 from infer_accel.tokenize._encoding import Encodes
+from infer_accel.tokenize._given import pairs_of
 from infer_accel.tokenize._session import Session
 from infer_accel.tokenize._stream import StreamDecoder
 
@@ -132,8 +133,7 @@ class Tokenizer(Encodes, Counts, Decodes):
             The file cannot be read or is malformed, a byte has no rank, the pattern is no regular expression,
             or a special token's id is already a rank.
         """
-        special = list((special_tokens or {}).items())
-        return cls._load("from_tiktoken", path, pattern, special, eos_token)
+        return cls._load("from_tiktoken", path, pattern, pairs_of(special_tokens), eos_token)
 
     def stream(
         self, *, skip_special_tokens: bool = True, errors: Errors = "replace", prompt: Ids | None = None
