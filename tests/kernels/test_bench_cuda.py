@@ -328,7 +328,7 @@ def test_what_is_captured_begins_with_what_was_prepared() -> None:
     def call(turn: int) -> None:
         total[turn] += 1
 
-    who = clock.in_a_graph(torch.device("cpu"), "adds", call, sets=2, check=None, prepare=prepare)
+    who = clock.in_a_graph(clock.Timed(torch.device("cpu"), "adds", call, None, prepare, sets=2))
     for _ in range(3):
         prepare()
         assert who.run() == 1

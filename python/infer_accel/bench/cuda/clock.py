@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Check = Callable[[object], None] | None
     Prepare = Callable[[], None] | None
 
-__all__ = ["by_one", "by_the_host", "in_a_graph", "seconds"]
+__all__ = ["Timed", "by_one", "by_the_host", "in_a_graph", "seconds"]
 
 #: Seconds that the host needs at least to give a device one thing to do, and at most where it is waited for.
 _LEAST_START, _MOST_START = 1e-4, 0.05
@@ -48,18 +49,42 @@ def seconds(device: torch.device, calls: Callable[[], object], *, start: float =
     return float(first.elapsed_time(last)) / 1e3
 
 
-def by_one(
-    device: torch.device,
-    name: str,
-    call: Call,
-    *,
-    calls: int,
-    sets: int,
-    check: Check,
-    prepare: Prepare = None,
-) -> Contender:
-    """Return a contender whose samples are `calls` calls on the device's clock, which take turns with `sets` inputs."""
-    turns = itertools.cycle(range(sets))
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What one of the clocks times: calls on a device that take turns with inputs.
+
+    Parameters
+    ----------
+    device, name
+        Where, and whose row.
+    call
+        Takes the number of an input.
+    check, prepare
+        As for :class:`~infer_accel.bench.harness.Contender`.
+    sets
+        How many inputs there are.
+    count
+        Calls of one sample; a graph has one for each of the inputs.
+    """
+
+    device: torch.device
+    name: str
+    call: Call
+    check: Check
+    prepare: Prepare = None
+    sets: int = 1
+    count: int = 1
+
+    def contender(self, run: Callable[[], int], meter: Callable[[], float]) -> Contender:
+        """Return a contender whose samples `run` takes and `meter` tells."""
+        return Contender(
+            self.name, run, check=self.check, prepare=self.prepare, meter=meter, by_the_clock=True
+        )
+
+
+def by_one(timed: Timed) -> Contender:
+    """Return a contender whose samples are calls on the device's clock."""
+    turns = itertools.cycle(range(timed.sets))
     measured = held = 0.0
 
     def run() -> int:
@@ -69,22 +94,20 @@ def by_one(
         def all_calls() -> None:
             nonlocal held, last
             begin = time.perf_counter()
-            for _ in range(calls):
+            for _ in range(timed.count):
                 last = next(turns)
-                call(last)
+                timed.call(last)
             held = time.perf_counter() - begin
 
         # The host is no faster than it was; where it was held by compiling, the bound takes care of that.
-        measured = seconds(device, all_calls, start=1.5 * held) / calls
+        measured = seconds(timed.device, all_calls, start=1.5 * held) / timed.count
         return last
 
-    return Contender(name, run, check=check, prepare=prepare, meter=lambda: measured, by_the_clock=True)
+    return timed.contender(run, lambda: measured)
 
 
-def in_a_graph(
-    device: torch.device, name: str, call: Call, *, sets: int, check: Check, prepare: Prepare = None
-) -> Contender:
-    """Return a contender that captures a call with each of `sets` inputs, and replays them all on the device's clock.
+def in_a_graph(timed: Timed) -> Contender:
+    """Return a contender that captures a call with each of the inputs, and replays them all on the device's clock.
 
     What cannot be captured fails at the first run: a rival is left out then, with the reason.
     """
@@ -92,19 +115,19 @@ def in_a_graph(
     measured = 0.0
 
     def calls() -> None:
-        for turn in range(sets):
-            call(turn)
+        for turn in range(timed.sets):
+            timed.call(turn)
 
     def run() -> int:
         nonlocal measured
         if not replays:
-            replays.append(_captured(device, calls))
-            if prepare is not None:  # the rehearsal of the capture has made its calls
-                prepare()
-        measured = seconds(device, replays[0]) / sets
-        return sets - 1
+            replays.append(_captured(timed.device, calls))
+            if timed.prepare is not None:  # the rehearsal of the capture has made its calls
+                timed.prepare()
+        measured = seconds(timed.device, replays[0]) / timed.sets
+        return timed.sets - 1
 
-    return Contender(name, run, check=check, prepare=prepare, meter=lambda: measured, by_the_clock=True)
+    return timed.contender(run, lambda: measured)
 
 
 def _captured(device: torch.device, calls: Callable[[], None]) -> Callable[[], object]:
@@ -125,36 +148,27 @@ def _captured(device: torch.device, calls: Callable[[], None]) -> Callable[[], o
     return replay
 
 
-def by_the_host(
-    device: torch.device,
-    name: str,
-    call: Call,
-    *,
-    calls: int,
-    sets: int,
-    check: Check,
-    prepare: Prepare = None,
-) -> Contender:
+def by_the_host(timed: Timed) -> Contender:
     """Return a contender timed by the host's clock: how long a call holds its caller, while the device works later.
 
-    `calls` of them must fit into a stream's queue, which holds a thousand launches, or the device is what is timed.
+    The calls of a sample must fit into a stream's queue, of a thousand launches, or the device is what is timed.
     """
-    turns = itertools.cycle(range(sets))
+    turns = itertools.cycle(range(timed.sets))
     measured = 0.0
 
     def run() -> int:
         nonlocal measured
         last = 0
-        _wait(device)
+        _wait(timed.device)
         begin = time.perf_counter()
-        for _ in range(calls):
+        for _ in range(timed.count):
             last = next(turns)
-            call(last)
-        measured = (time.perf_counter() - begin) / calls
-        _wait(device)
+            timed.call(last)
+        measured = (time.perf_counter() - begin) / timed.count
+        _wait(timed.device)
         return last
 
-    return Contender(name, run, check=check, prepare=prepare, meter=lambda: measured, by_the_clock=True)
+    return timed.contender(run, lambda: measured)
 
 
 def _wait(device: torch.device) -> None:

@@ -28,6 +28,8 @@ __all__ = ["Clock", "DeviceLostError", "Gpu", "require", "why_none"]
 
 Clock: TypeAlias = 'Literal["device", "graph", "host"]'
 
+_CLOCKS = {"device": clock.by_one, "graph": clock.in_a_graph, "host": clock.by_the_host}
+
 _SIDE = 8192
 #: Of a measurement of a limit: the best counts, as a limit is what can be reached.
 _TRIES = 10
@@ -90,11 +92,8 @@ class Gpu:
 
         In a graph there is one call for each of the inputs; elsewhere there are `calls`, or :attr:`calls`.
         """
-        if on == "graph":
-            return clock.in_a_graph(self.device, name, call, sets=sets, check=check, prepare=prepare)
-        way = clock.by_one if on == "device" else clock.by_the_host
-        count = calls or self.calls
-        return way(self.device, name, call, calls=count, sets=sets, check=check, prepare=prepare)
+        timed = clock.Timed(self.device, name, call, check, prepare, sets, calls or self.calls)
+        return _CLOCKS[on](timed)
 
     def pinned(self, *shape: int) -> torch.Tensor:
         """Return bytes in pinned memory of the host."""

@@ -11,16 +11,16 @@ import torch
 
 from infer_accel.bench.cuda import vllm_rival
 from infer_accel.bench.cuda.device import require
-from infer_accel.bench.cuda.paging import POISON, shuffled
+from infer_accel.bench.cuda.paging import POISON, copies, shuffled
 from infer_accel.bench.cuda.plan import DeviceRow
-from infer_accel.bench.harness import Case, Floor, rate
+from infer_accel.bench.harness import Floor
 from infer_accel.kernels import page_copy as kernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from infer_accel.bench.cuda.device import Gpu
-    from infer_accel.bench.harness import Bench
+    from infer_accel.bench.harness import Bench, Case
 
 __all__ = ["rows"]
 
@@ -48,6 +48,11 @@ def rows(bench: Bench, gpu: Gpu) -> Iterator[DeviceRow]:
 
 def _way(to_device: bool) -> str:  # noqa: FBT001 - one of two ways
     return "host to device" if to_device else "device to host"
+
+
+def _floor(bench: Bench, gpu: Gpu, moved: int, *, to_device: bool) -> Floor:
+    rate = gpu.link_rate(bench.limits, to_device=to_device)
+    return Floor(f"link, {_way(to_device)}", moved / rate)
 
 
 def _copied(bench: Bench, gpu: Gpu, name: str, page: int, *, to_device: bool) -> Case:
@@ -83,19 +88,14 @@ def _copied(bench: Bench, gpu: Gpu, name: str, page: int, *, to_device: bool) ->
     peers = [replace(page_by_page, work=moved_few)]
     peers += vllm_rival.block_copies(bench, gpu, (source, target), few, moved_few)
     peers += vllm_rival.batched_copies(bench, gpu, (source, target), pairs, (check, poison))
-    return Case(
-        name=name,
-        measure=rate("GB/s", 1e9),
-        work=moved,
-        ours=gpu.contender(
-            "infer-accel",
-            lambda _: kernels.page_copy([source], [target], pairs, axis=0),
-            check=check,
-            prepare=poison,
-        ),
-        peers=peers,
-        floor=Floor(f"link, {_way(to_device)}", moved / gpu.link_rate(bench.limits, to_device=to_device)),
+    ours = gpu.contender(
+        "infer-accel",
+        lambda _: kernels.page_copy([source], [target], pairs, axis=0),
+        check=check,
+        prepare=poison,
     )
+    floor = _floor(bench, gpu, moved, to_device=to_device)
+    return copies(name, moved, ours, peers, floor)
 
 
 def _packed(bench: Bench, gpu: Gpu, name: str, page: int, *, to_device: bool) -> Case:
@@ -119,7 +119,7 @@ def _packed(bench: Bench, gpu: Gpu, name: str, page: int, *, to_device: bool) ->
     def poison() -> None:
         target.fill_(POISON)
 
-    def ours(_: int) -> None:
+    def by_us(_: int) -> None:
         if to_device:
             kernels.page_scatter([packed], [device], ids, axis=0)
         else:
@@ -133,11 +133,7 @@ def _packed(bench: Bench, gpu: Gpu, name: str, page: int, *, to_device: bool) ->
 
     moved = count * page
     rival = "torch copy_, then index_copy_" if to_device else "torch index_select, then copy_"
-    return Case(
-        name=name,
-        measure=rate("GB/s", 1e9),
-        work=moved,
-        ours=gpu.contender("infer-accel", ours, check=check, prepare=poison),
-        peers=[gpu.contender(rival, by_torch, check=check, prepare=poison)],
-        floor=Floor(f"link, {_way(to_device)}", moved / gpu.link_rate(bench.limits, to_device=to_device)),
-    )
+    peers = [gpu.contender(rival, by_torch, check=check, prepare=poison)]
+    ours = gpu.contender("infer-accel", by_us, check=check, prepare=poison)
+    floor = _floor(bench, gpu, moved, to_device=to_device)
+    return copies(name, moved, ours, peers, floor)

@@ -15,12 +15,12 @@ from infer_accel.bench.harness import Case, Floor, rate
 from infer_accel.kernels import page_copy as kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from infer_accel.bench.cuda.device import Gpu
-    from infer_accel.bench.harness import Bench
+    from infer_accel.bench.harness import Bench, Contender
 
-__all__ = ["POISON", "rows", "shuffled"]
+__all__ = ["POISON", "copies", "rows", "shuffled"]
 
 _PAGES = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20)
 #: Of the row with many layers: as many of a block of 16 tokens, 8 heads of 128 bfloat16, keys and values.
@@ -55,6 +55,11 @@ def shuffled(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
+def copies(name: str, moved: int, ours: Contender, peers: Sequence[Contender], floor: Floor) -> Case:
+    """Return a case of copying: bytes that a call moves, ours beside its peers and the floor."""
+    return Case(name=name, measure=rate("GB/s", 1e9), work=moved, ours=ours, peers=peers, floor=floor)
+
+
 def _copied(bench: Bench, gpu: Gpu, name: str, page: int) -> Case:
     """Copy all pages of one array to other places of another, which is all of memory's traffic."""
     count = max(2, gpu.call_bytes // page)
@@ -86,19 +91,14 @@ def _copied(bench: Bench, gpu: Gpu, name: str, page: int) -> Case:
     ]
     few = pairs[: min(count, _FEW)]
     peers += vllm_rival.block_copies(bench, gpu, (source, target), few, 2 * len(few) * page)
-    return Case(
-        name=name,
-        measure=rate("GB/s", 1e9),
-        work=moved,
-        ours=gpu.contender(
-            "infer-accel",
-            lambda _: kernels.page_copy([source], [target], mapping, axis=0),
-            check=check,
-            prepare=poison,
-        ),
-        peers=peers,
-        floor=Floor("device copy", moved / gpu.copy_rate(bench.limits)),
+    ours = gpu.contender(
+        "infer-accel",
+        lambda _: kernels.page_copy([source], [target], mapping, axis=0),
+        check=check,
+        prepare=poison,
     )
+    floor = Floor("device copy", moved / gpu.copy_rate(bench.limits))
+    return copies(name, moved, ours, peers, floor)
 
 
 def _layered(bench: Bench, gpu: Gpu, name: str, layers: int, page: int) -> Case:
@@ -122,19 +122,15 @@ def _layered(bench: Bench, gpu: Gpu, name: str, layers: int, page: int) -> Case:
             cache.index_copy_(0, to, cache.index_select(0, fro))
 
     moved = 2 * layers * count * page
-    return Case(
-        name=name,
-        measure=rate("GB/s", 1e9),
-        work=moved,
-        ours=gpu.contender(
-            "infer-accel",
-            lambda _: kernels.page_copy(caches, caches, mapping, axis=0),
-            check=check,
-            prepare=poison,
-        ),
-        peers=[gpu.contender("torch index_copy_ by layer", by_layer, check=check, prepare=poison)],
-        floor=Floor("device copy", moved / gpu.copy_rate(bench.limits)),
+    peers = [gpu.contender("torch index_copy_ by layer", by_layer, check=check, prepare=poison)]
+    ours = gpu.contender(
+        "infer-accel",
+        lambda _: kernels.page_copy(caches, caches, mapping, axis=0),
+        check=check,
+        prepare=poison,
     )
+    floor = Floor("device copy", moved / gpu.copy_rate(bench.limits))
+    return copies(name, moved, ours, peers, floor)
 
 
 def _packed(bench: Bench, gpu: Gpu, name: str, page: int) -> Case:
@@ -154,7 +150,7 @@ def _packed(bench: Bench, gpu: Gpu, name: str, page: int) -> Case:
     def check(_: object) -> None:
         require(torch.equal(target, expected), "pages differ")
 
-    def ours(_: int) -> None:
+    def by_us(_: int) -> None:
         if is_gather:
             kernels.page_gather([source], listed, [target], axis=0)
         else:
@@ -171,11 +167,7 @@ def _packed(bench: Bench, gpu: Gpu, name: str, page: int) -> Case:
 
     moved = 2 * count * page
     rival = "torch index_select" if is_gather else "torch index_copy_"
-    return Case(
-        name=name,
-        measure=rate("GB/s", 1e9),
-        work=moved,
-        ours=gpu.contender("infer-accel", ours, check=check, prepare=poison),
-        peers=[gpu.contender(rival, by_torch, check=check, prepare=poison)],
-        floor=Floor("device copy", moved / gpu.copy_rate(bench.limits)),
-    )
+    peers = [gpu.contender(rival, by_torch, check=check, prepare=poison)]
+    ours = gpu.contender("infer-accel", by_us, check=check, prepare=poison)
+    floor = Floor("device copy", moved / gpu.copy_rate(bench.limits))
+    return copies(name, moved, ours, peers, floor)
