@@ -9,10 +9,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from infer_accel.bench import parts
 from infer_accel.bench.harness import Bench, Case, Contender, Floor, rate
+from infer_accel.cli import main
 from infer_accel.cli.app import app
 
 if TYPE_CHECKING:
@@ -397,6 +399,42 @@ class TestTheCore:
         (line,) = done.stderr.splitlines()
         assert "INFER_ACCEL_SIMD=mmx names no tier" in line
         assert "[backend.missing]" in line
+
+
+class TestCtrlC:
+    def test_while_the_command_line_is_loaded(self, tmp_path: Path) -> None:
+        (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+        done = subprocess.run(
+            [sys.executable, "-m", "infer_accel", "info"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+    def test_before_a_command_has_begun(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        slow = typer.Typer()
+
+        @slow.command()
+        def _pressed() -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("infer_accel.cli.app.app", slow)
+        monkeypatch.setattr(sys, "argv", ["infer-accel"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == "interrupted\n"
+
+    def test_in_a_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def pressed(**_: object) -> object:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("infer_accel.bench.machine.describe_machine", pressed)
+        result = run("bench", "lora", "--quick")
+        assert result.exit_code == 130
+        assert result.stderr.splitlines()[-1] == "interrupted"
 
 
 class TestFilesOfResults:

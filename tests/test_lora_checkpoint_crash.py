@@ -223,6 +223,34 @@ def test_ctrl_c(example: Example, tmp_path: Path) -> None:
     example.finish("merge", out)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_ctrl_c_in_a_shell(example: Example, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["merge", str(example.base), str(example.adapter), "-o", str(out), "--residue"]
+    begins = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    for _ in range(10):
+        child = subprocess.Popen(
+            [sys.executable, "-c", f"{begins}\nfrom infer_accel.cli import main\nmain()", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not (tmp_path / ".out.unfinished").exists() and child.poll() is None:
+            time.sleep(0.0005)
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=60)
+        if child.returncode:
+            break
+        shutil.rmtree(out)
+    assert child.returncode == 130
+    assert stdout == ""
+    (line,) = stderr.splitlines()
+    assert line.startswith("interrupted; there is no output yet: repeat the command")
+    assert not out.exists()
+    example.finish("merge", out)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_one_at_a_time(example: Example, tmp_path: Path) -> None:
     out = tmp_path / "out"
     seen: list[str] = []

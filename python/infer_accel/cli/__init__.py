@@ -6,11 +6,25 @@ wrong call, wrong input or a row that is wrong, 130 Ctrl-C.
 
 from __future__ import annotations
 
-from infer_accel.cli.app import app
+import sys
 
 __all__ = ["main"]
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line on the arguments of the process."""
-    app()
+    try:
+        # Here, because loading takes a while, in which Ctrl-C is heeded as it is later.
+        from infer_accel.cli.app import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(_INTERRUPTED)
+    except SystemExit as end:
+        # A command says so itself; before one has begun, typer ends without a word.
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            sys.stderr.write("interrupted\n")
+        raise

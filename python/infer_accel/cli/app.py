@@ -12,6 +12,8 @@ from infer_accel.cli.output import command
 
 __all__ = ["app"]
 
+_GOES_ON = "; there is no output yet: repeat the command, and it goes on where it stopped"
+
 app = typer.Typer(
     name="infer-accel",
     help="The CPU work of LLM inference, done natively: merge, hash, copy, count.",
@@ -24,9 +26,9 @@ app.command(name="bench")(command(bench.run))
 app.command(name="count")(command(count.run))
 app.command(name="info")(command(info.run))
 app.command(name="inspect")(command(inspect.run))
-app.command(name="merge")(command(merge.run))
+app.command(name="merge")(command(merge.run, when_interrupted=_GOES_ON))
 app.command(name="replay")(command(replay.run))
-app.command(name="unmerge")(command(unmerge.run))
+app.command(name="unmerge")(command(unmerge.run, when_interrupted=_GOES_ON))
 
 
 def _show_version(value: bool) -> None:

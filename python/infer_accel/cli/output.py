@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_FELL",
+    "EXIT_INTERRUPTED",
     "EXIT_WRONG",
     "MOST_SEED",
     "MOST_THREADS",
@@ -41,6 +42,7 @@ Parameters = ParamSpec("Parameters")
 
 EXIT_FELL = 1
 EXIT_WRONG = 2
+EXIT_INTERRUPTED = 130
 
 #: The largest values that options take: more is refused with the option's name, not somewhere below it.
 MOST_SEED = 2**64 - 1
@@ -118,17 +120,24 @@ def guarded(subject: object = None) -> Iterator[None]:
         refuse(f"{'a read or a write failed' if named is None else named}: {error.strerror}")
 
 
-def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Return `run` as a command that ends in one line and exit code 2 where the core, a file or the output fails."""
+def command(run: Callable[Parameters, None], *, when_interrupted: str = "") -> Callable[Parameters, None]:
+    """Return `run` as a command that ends in one line and exit code 2 where the core, a file or the output fails.
+
+    Ctrl-C ends it in one line, too, and code 130; `when_interrupted` says how to go on.
+    """
 
     @wraps(run)
     def run_guarded(*args: Parameters.args, **options: Parameters.kwargs) -> None:
         from infer_accel import _backend
 
-        with guarded():
-            if _backend.name() == "native":
-                _backend.native()  # says here, in one line, why it cannot be loaded
-            run(*args, **options)
+        try:
+            with guarded():
+                if _backend.name() == "native":
+                    _backend.native()  # says here, in one line, why it cannot be loaded
+                run(*args, **options)
+        except KeyboardInterrupt:
+            errors().print(Text(f"interrupted{when_interrupted}"), soft_wrap=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return run_guarded
 
