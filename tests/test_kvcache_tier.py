@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.kvcache_pages import BAD_CALLS, OPTIONS, PAGE, found_in, key, open_tier, pages
+from tests.kvcache_pages import BAD_CALLS, OPTIONS, PAGE, found_in, key, open_tier, page, pages, read_only
 from tests.soak import repeats
 
 from infer_accel import errors, reference
@@ -125,6 +125,58 @@ def test_tensors_of_every_kind(tmp_path: Path) -> None:
         reverse = np.zeros((3, 128), np.uint8)
         assert tier.load(keys, reverse[::-1]).all()
         assert (reverse[::-1] == spread[::2].view(np.uint8)).all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
+def test_pages_that_lie_apart(tmp_path: Path, implementation: Any) -> None:
+    tier = implementation.DiskTier(tmp_path, **OPTIONS)
+    keys = [key(number) for number in range(4)]
+    # Each of its own kind and shape.
+    given: list[Any] = [
+        page(0),
+        torch.from_numpy(page(1)).view(torch.bfloat16),
+        page(2).view(np.float32).reshape(4, -1),
+        page(3),
+    ]
+    assert tier.store_apart(keys, given) == 4
+    assert tier.store_apart([], []) == 0
+    assert found_in(tier, [0, 1, 2, 3, 4]) == [True] * 4 + [False]
+    out = [
+        np.full(PAGE, 0xEE, np.uint8),
+        torch.zeros(PAGE // 2, dtype=torch.bfloat16),
+        np.zeros((8, PAGE // 8), np.uint8),
+    ]
+    assert tier.load_apart([key(9), key(3), key(0)], out, num_threads=2).tolist() == [False, True, True]
+    assert (np.asarray(out[0]) == 0xEE).all()
+    assert (out[1].view(torch.uint8).numpy() == page(3)).all()
+    assert (np.asarray(out[2]).ravel() == page(0)).all()
+    wide = np.zeros(2 * PAGE, np.uint8)
+    for bad, error, code in (
+        ([wide[:PAGE]], errors.ShapeError, "shape.page_count"),
+        ([wide[:PAGE], wide], errors.ShapeError, "shape.stored_pages"),
+        ([wide[:PAGE], wide[::2]], errors.ShapeError, "shape.stored_pages"),
+        ([wide[:PAGE], read_only()[0]], errors.ReadOnlyError, "read_only"),
+    ):
+        with pytest.raises(error) as caught:
+            tier.load_apart(keys[:2], bad)
+        assert caught.value.code == code
+    assert not wide.any()
+    tier.close()
+
+
+def test_a_list_is_pages_that_lie_apart(tmp_path: Path) -> None:
+    size = 1 << 18
+    given = [np.random.default_rng(number).integers(0, 256, size, dtype=np.uint8) for number in range(3)]
+    with open_tier(tmp_path, page_bytes=size, capacity_bytes=1 << 24) as tier:
+        assert tier.store([b"a", b"b", b"c"], tuple(given)) == 3
+        # One begins at no multiple of a line.
+        memory = np.zeros(4 * size + 64, np.uint8)
+        out = [memory[3 * size : 4 * size], memory[size + 5 : 2 * size + 5], memory[:size]]
+        assert tier.load([b"c", b"a", b"b"], out).all()
+        for number, row in zip((2, 0, 1), out, strict=True):
+            np.testing.assert_array_equal(row, given[number])
+        assert not memory[size : size + 5].any()
+        assert not memory[2 * size + 5 : 3 * size].any()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])

@@ -178,6 +178,10 @@ class DiskTier:
         """
         Loads the pages that are there to the rows of ``out``; returns which those are.
         """
+    def load_apart(self, /, keys: Tensor | Sequence[bytes], out: SupportsGetItem[int, Tensor], *, num_threads: int | None = None) -> Incomplete:
+        """
+        As ``load``, to pages that lie apart.
+        """
     def refresh(self, /) -> None:
         """
         Looks for what other processes have stored and removed since.
@@ -189,6 +193,10 @@ class DiskTier:
     def store(self, /, keys: Tensor | Sequence[bytes], pages: Tensor) -> int:
         """
         Stores the pages whose keys are new; returns how many those were.
+        """
+    def store_apart(self, /, keys: Tensor | Sequence[bytes], pages: SupportsGetItem[int, Tensor]) -> int:
+        """
+        As ``store``, of pages that lie apart.
         """
     def writer(self, /) -> int:
         """

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +18,7 @@ from infer_accel.errors import ArgumentError, InferAccelError, StorageError
 from infer_accel.kvcache import DiskTier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
     #: A page of an engine's memory.
     _Page: TypeAlias = torch.Tensor | npt.NDArray[np.uint8]
-    #: Pages that one call reads or writes: the first, the one behind the last, and all of them.
-    _Run: TypeAlias = tuple[int, int, npt.NDArray[np.uint8]]
 
 _log = logging.getLogger("infer_accel")
 
@@ -38,11 +35,8 @@ _OPTIONAL = ("segment_bytes", "checksum", "compression", "deadline", "write_dead
 _QUIET, _FRESH = 10.0, 0.5
 #: Seconds that opening may take, where nothing else is said: as long as DiskTier waits for a load.
 _DEADLINE = 5.0
-#: Pages of at least so many bytes are read to where they belong, and written from there. Smaller ones are gathered
-#: first, because a call costs more than to copy them.
-_ALONE = 1 << 17
-#: Threads that read pages which lie apart.
-_READERS = min(4, os.cpu_count() or 1)
+#: Formats that the tier knows by name; a page of another is bytes to it.
+_NAMED = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.uint8, torch.int8})
 
 
 class PageFiles:
@@ -74,7 +68,6 @@ class PageFiles:
         self._tier: DiskTier | None = None
         self._is_closed = False
         self._lock = threading.Lock()
-        self._readers: ThreadPoolExecutor | None = None
         self._opening: Future[DiskTier] | None = None
         self._refreshing: Future[None] | None = None
         self._complained = self._refreshed = float("-inf")
@@ -95,16 +88,17 @@ class PageFiles:
         """Fill pages, all of one size; returns which were there. The others are left as they may be."""
         if not names:
             return []
-        places = _places_of(pages)
-        found = self._try(lambda tier: self._load(tier, _keys(names), pages, places), pages[0].nbytes)
+        targets = _memory_of(pages)
+        found = self._try(lambda tier: tier.load(_keys(names), targets).tolist(), pages[0].nbytes)
         return [False] * len(names) if found is None else found
 
     def store(self, names: Sequence[str], pages: Sequence[_Page]) -> bool:
         """Store pages, all of one size; returns whether all are there now."""
         if not names:
             return True
-        places = _places_of(pages)
-        return self._try(lambda tier: _stored(tier, _keys(names), pages, places), pages[0].nbytes) or False
+        sources = _memory_of(pages)
+        stored = self._try(lambda tier: tier.store(_keys(names), sources), pages[0].nbytes)
+        return stored is not None
 
     def present(self, names: Sequence[str]) -> list[bool]:
         """Return which pages are there, also those that other processes have stored."""
@@ -129,56 +123,13 @@ class PageFiles:
         """
         with self._lock:
             self._is_closed = True
-            tier, opening, readers = self._tier, self._opening, self._readers
-            self._tier = self._opening = self._readers = None
-        if readers is not None:
-            readers.shutdown()
+            tier, opening = self._tier, self._opening
+            self._tier = self._opening = None
         if tier is not None:
             tier.close()
         elif opening is not None:
             # Whoever waits for it finds that these files are closed.
             opening.add_done_callback(_close_what_came)
-
-    def _load(
-        self, tier: DiskTier, keys: list[bytes], pages: Sequence[_Page], places: list[int]
-    ) -> list[bool]:
-        runs = list(_runs(pages, places, tier.page_bytes))
-        if len(runs) == 1:
-            found: list[bool] = tier.load(keys, runs[0][2]).tolist()
-            return found
-        if tier.page_bytes < _ALONE:
-            gathered = np.empty((len(keys), tier.page_bytes), np.uint8)
-            found = tier.load(keys, gathered).tolist()
-            for place, is_there in enumerate(found):
-                if is_there:
-                    _bytes_of(pages[place])[:] = gathered[place]
-            return found
-        return self._load_runs(tier, keys, runs)
-
-    def _load_runs(self, tier: DiskTier, keys: list[bytes], runs: list[_Run]) -> list[bool]:
-        """Load what lies apart: each thread takes the next run, this one too, which costs less than a task for each."""
-        found = [False] * len(keys)
-        waiting = iter(runs)
-        workers = min(_READERS, len(runs))
-        threads = max(1, (os.cpu_count() or 1) // workers)
-
-        def work() -> None:
-            for first, end, rows in waiting:
-                found[first:end] = tier.load(keys[first:end], rows, num_threads=threads).tolist()
-
-        with self._lock:
-            self._refuse_if_closed()
-            if self._readers is None:
-                self._readers = ThreadPoolExecutor(_READERS, "infer-accel-read")
-            others = [self._readers.submit(work) for _ in range(workers - 1)]
-        try:
-            work()
-        finally:
-            # They write to the caller's memory: nobody leaves before all are done.
-            wait(others)
-        for other in others:
-            other.result()
-        return found
 
     def _present(self, tier: DiskTier, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         keys = _keys(names)
@@ -263,50 +214,18 @@ def _keys(names: Sequence[str]) -> list[bytes]:
     return [hashlib.sha256(name.encode()).digest() for name in names]
 
 
-def _bytes_of(page: _Page) -> npt.NDArray[np.uint8]:
-    """Return a page's own memory."""
-    if isinstance(page, np.ndarray):
-        return page
-    flat: npt.NDArray[np.uint8] = page.detach().view(-1).view(torch.uint8).numpy()
-    return flat
+def _memory_of(pages: Sequence[_Page]) -> list[_Page]:
+    """Return pages as the tier takes them: each has to lie in one piece on the host."""
+    return [page if isinstance(page, np.ndarray) else _plain(page) for page in pages]
 
 
-def _places_of(pages: Sequence[_Page]) -> list[int]:
-    """Return where each page begins, which has to lie in one piece on the host."""
-    places = []
-    for page in pages:
-        if isinstance(page, np.ndarray):
-            places.append(page.__array_interface__["data"][0])
-        elif page.is_cpu and page.is_contiguous():
-            places.append(page.data_ptr())
-        else:
-            message = f"a page of {page.device} with strides {page.stride()} came; it must be the host's, in one piece"
-            raise ArgumentError(message, code="argument.connector_option")
-    return places
-
-
-def _stored(tier: DiskTier, keys: list[bytes], pages: Sequence[_Page], places: list[int]) -> bool:
-    runs = list(_runs(pages, places, tier.page_bytes))
-    if len(runs) > 1 and tier.page_bytes < _ALONE:
-        runs = [(0, len(keys), np.stack([_bytes_of(page) for page in pages]))]
-    for first, end, rows in runs:
-        tier.store(keys[first:end], rows)
-    return True
-
-
-def _runs(pages: Sequence[_Page], places: list[int], size: int) -> Iterator[_Run]:
-    """Find pages that follow each other in memory, or lie at one distance: first, end, and the pages as one array."""
-    sizes = {page.nbytes for page in pages}
-    if len(sizes) > 1:
-        message = f"pages of {sorted(sizes)} bytes came in one call; all must be of one size"
+def _plain(page: torch.Tensor) -> torch.Tensor:
+    if not (page.is_cpu and page.is_contiguous()):
+        message = (
+            f"a page of {page.device} came with strides {page.stride()}; it must be the host's, in one piece"
+        )
         raise ArgumentError(message, code="argument.connector_option")
-    first = 0
-    while first < len(places):
-        end = first + 1
-        step = places[end] - places[first] if end < len(places) else size
-        if step >= size:
-            while end < len(places) and places[end] - places[end - 1] == step:
-                end += 1
-        shape, strides = (end - first, size), (max(step, size), 1)
-        yield first, end, np.lib.stride_tricks.as_strided(_bytes_of(pages[first]), shape, strides)
-        first = end
+    # A view costs a microsecond, and there are many pages.
+    if page.dtype in _NAMED and not page.requires_grad:
+        return page
+    return page.detach().view(-1).view(torch.uint8)

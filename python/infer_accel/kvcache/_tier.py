@@ -207,7 +207,7 @@ class DiskTier:
         number: int = self._tier.writer()
         return number
 
-    def store(self, keys: Tensor | Sequence[bytes], pages: Tensor) -> int:
+    def store(self, keys: Tensor | Sequence[bytes], pages: Tensor | Sequence[Tensor]) -> int:
         """Store the pages whose keys are not there yet.
 
         A key stands for the content of its page, as a block hash does: one that is known is not written again.
@@ -218,7 +218,7 @@ class DiskTier:
             uint8 of shape ``[n, key_bytes]``, or `n` ``bytes`` of one length, 1 to 64.
         pages
             Any dtype, shape ``[n, …]``: ``page_bytes`` bytes each, contiguous within a page. Strides between
-            pages are free.
+            pages are free. Or a list of `n` contiguous pages, wherever each lies.
 
         Returns
         -------
@@ -247,11 +247,16 @@ class DiskTier:
         >>> tier.close()
         >>> folder.cleanup()
         """
-        stored: int = self._tier.store(keys, pages)
+        is_list = isinstance(pages, (list, tuple))
+        stored: int = self._tier.store_apart(keys, pages) if is_list else self._tier.store(keys, pages)
         return stored
 
     def load(
-        self, keys: Tensor | Sequence[bytes], out: Tensor, *, num_threads: int | None = None
+        self,
+        keys: Tensor | Sequence[bytes],
+        out: Tensor | Sequence[Tensor],
+        *,
+        num_threads: int | None = None,
     ) -> npt.NDArray[np.bool_]:
         """Load the pages that are there.
 
@@ -260,9 +265,10 @@ class DiskTier:
         keys
             As for :meth:`store`.
         out
-            Written: any dtype, shape ``[n, …]``, ``page_bytes`` bytes each, contiguous within a page. The row of a
-            page that is not delivered is left as it was, or is zeros: pages of more than 128 KiB are checked while
-            they are copied, and blanked if they turn out to be wrong.
+            Written: any dtype, shape ``[n, …]``, ``page_bytes`` bytes each, contiguous within a page; or a list of
+            `n` contiguous pages, wherever each lies. The row of a page that is not delivered is left as it was, or
+            is zeros: pages of more than 128 KiB are checked when parts of them are there already, and blanked if
+            they turn out to be wrong.
         num_threads
             Threads that read; ``None`` for ``INFER_ACCEL_NUM_THREADS`` or all processors.
 
@@ -296,7 +302,8 @@ class DiskTier:
         >>> tier.close()
         >>> folder.cleanup()
         """
-        found: npt.NDArray[np.bool_] = self._tier.load(keys, out, num_threads=num_threads)
+        load = self._tier.load_apart if isinstance(out, (list, tuple)) else self._tier.load
+        found: npt.NDArray[np.bool_] = load(keys, out, num_threads=num_threads)
         return found
 
     def contains(self, keys: Tensor | Sequence[bytes]) -> npt.NDArray[np.bool_]:

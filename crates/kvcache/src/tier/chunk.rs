@@ -6,7 +6,9 @@
 use super::Compression;
 use super::buffer::Buffer;
 use super::check::{CHECK_BYTES, Checker, PIECE_BYTES, SHORT_BYTES};
-use super::record::{BATCH_ALIGNMENT, Key, Kind, RECORD_ALIGNMENT, RECORD_HEADER_BYTES};
+use super::record::{
+    BATCH_ALIGNMENT, Key, Kind, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, record_bytes,
+};
 use super::rows::SourceRows;
 use std::collections::HashSet;
 
@@ -90,9 +92,30 @@ struct LongPage {
     key: Key,
     number: u64,
     done: usize,
+    /// Where its record is expected to go.
+    at: u64,
     checker: Checker,
     /// What was filled and is no whole page of the page cache.
     rest: Vec<u8>,
+}
+
+/// Where the next long page is expected to go. Nothing depends on it but how fast it is read back.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) position: u64,
+    pub(super) segment_bytes: u64,
+}
+
+impl Place {
+    /// Where a page of so many bytes goes; the next one goes behind it.
+    fn of_next(&mut self, page_bytes: u32) -> u64 {
+        let end = |at: u64| (at + record_bytes(page_bytes)).next_multiple_of(BATCH_ALIGNMENT);
+        let front = SEGMENT_HEADER_BYTES as u64;
+        let at = self.position.max(front);
+        let at = if end(at) <= self.segment_bytes { at } else { front };
+        self.position = end(at);
+        at
+    }
 }
 
 /// Makes chunks of the pages whose keys are new.
@@ -104,6 +127,7 @@ pub(super) struct Filler<'a> {
     row: usize,
     seen: HashSet<Key>,
     long: Option<LongPage>,
+    place: Place,
     /// Pages that were there already.
     pub(super) known: usize,
 }
@@ -114,9 +138,10 @@ impl<'a> Filler<'a> {
         rows: &'a SourceRows<'a>,
         kind: Kind,
         compression: Compression,
+        place: Place,
     ) -> Self {
         let seen = HashSet::with_capacity(keys.len());
-        Self { keys, rows, kind, compression, row: 0, seen, long: None, known: 0 }
+        Self { keys, rows, kind, compression, row: 0, seen, long: None, place, known: 0 }
     }
 
     /// Pages that were handed over, or begun.
@@ -143,7 +168,8 @@ impl<'a> Filler<'a> {
                 let checker = Checker::new(self.kind.checksum, self.kind.page_bytes as usize);
                 spare.next_page += 1;
                 let number = spare.next_page;
-                self.long = Some(LongPage { row, key, number, done: 0, checker, rest: Vec::new() });
+                let at = self.place.of_next(self.kind.page_bytes);
+                self.long = Some(LongPage { row, key, number, done: 0, at, checker, rest: Vec::new() });
                 return self.piece(spare).map(Chunk::Piece);
             }
             let batch = batch.get_or_insert_with(|| Batch { bytes: spare.buffer(), records: Vec::new() });
@@ -206,7 +232,9 @@ impl<'a> Filler<'a> {
         } else {
             bytes.room_for(long.rest.len()).extend_from_slice(&long.rest);
         }
-        let until = page_bytes.min(long.done + PIECE_BYTES);
+        // To the file's next multiple of a piece: what is written there at once is one folio of the page cache, or few.
+        let behind_border = (long.at as usize + long.done) % PIECE_BYTES;
+        let until = page_bytes.min(long.done + PIECE_BYTES - behind_border);
         self.rows.append_checked(long.row, long.done..until, &mut bytes, &mut long.checker);
         long.done = until;
         let page = long.number;

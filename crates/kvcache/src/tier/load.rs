@@ -1,10 +1,11 @@
-//! Reading pages: looked up, read into memory of ours, checked there, and copied to the caller.
+//! Reading pages: looked up, read into memory of ours, checked there, and copied to the caller; or read straight to the
+//! caller, and checked there.
 //!
-//! Why not straight into the caller's memory: what is checked must not change afterwards, and a read that is late must
-//! have somewhere to go. A record lies in the processor's cache between the read and the copy; of a long page only a
-//! piece fits there, so such a page is copied while it is checked, and blanked if it is wrong. Why not through a
-//! mapping: a file that another process cuts, or a device that fails, would end this process with a signal; a read
-//! gives an error.
+//! A read that is late must have somewhere to go, so what the device is asked for comes to memory of ours. A record lies
+//! in the processor's cache between the read and the copy; of a long page only a piece fits there, so such a page is
+//! copied while it is checked, and blanked if it is wrong. Long pages that are in memory are read straight where that
+//! is faster (`docs/design/kvcache.md`). Why not through a mapping: a file that another process cuts, or a device that
+//! fails, would end this process with a signal; a read gives an error.
 
 use super::Inner;
 use super::buffer::Buffer;
@@ -140,7 +141,12 @@ impl Inner {
             let Location { segment, offset, stored_bytes } = &wanted.location;
             if *stored_bytes == self.kind.page_bytes && *stored_bytes as usize > PIECE_BYTES {
                 let target = (rows, wanted.row);
-                return state_of(&segment.read_long_page(&wanted.key, *offset, cached, record, target));
+                let outcome = if self.straight && rows.is_aligned(wanted.row) {
+                    segment.read_straight(&wanted.key, *offset, cached, record, target)
+                } else {
+                    segment.read_long_page(&wanted.key, *offset, cached, record, target)
+                };
+                return state_of(&outcome);
             }
             let outcome = segment.read_page(&wanted.key, (*offset, *stored_bytes), cached, record);
             if !matches!(outcome, ReadOutcome::Page) {

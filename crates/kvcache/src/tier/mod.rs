@@ -45,13 +45,14 @@ use commit::GroupCommit;
 use device::Device;
 use fetch::{Background, Fetcher};
 use index::Index;
+use infer_accel_tensor::simd::{self, Tier};
 use infer_accel_tensor::threads;
 use infer_accel_tensor::{TensorMut, TensorRef};
 use log::Writer;
 use record::{Key, Kind};
 use refresh::KnownFiles;
 use root::Root;
-use rows::{SourceRows, TargetRows};
+use rows::{Apart, SourceRows, TargetRows};
 use stats::Counters;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -161,12 +162,16 @@ struct Inner {
     /// What a store fills; it is held while a store is under way, so that stores take turns.
     spare: Mutex<Spare>,
     writer: Mutex<Writer>,
+    /// Where the writer was last: known without its lock, which is held while a device hangs.
+    position: AtomicU64,
     commit: GroupCommit<TierError>,
     /// The highest sequence number that was seen.
     sequence: AtomicU64,
     fetcher: Option<Fetcher>,
     background: Option<Background>,
     counters: Counters,
+    /// Long pages are read straight to the caller, and checked there.
+    straight: bool,
 }
 
 impl Inner {
@@ -200,10 +205,17 @@ impl DiskTier {
     ///
     /// Linear in the pages there: reads every page's header, no page.
     pub fn open(path: &Path, options: &TierOptions) -> Result<Self, KvCacheError> {
-        Self::open_on(path, options, device::system())
+        // Measured on Zen 3, where it is slower, and on Zen 4: see `docs/design/kvcache.md`.
+        let straight = simd::tier() >= Tier::Avx512;
+        Self::open_on(path, options, device::system(), straight)
     }
 
-    fn open_on(path: &Path, options: &TierOptions, device: Arc<dyn Device>) -> Result<Self, KvCacheError> {
+    fn open_on(
+        path: &Path,
+        options: &TierOptions,
+        device: Arc<dyn Device>,
+        straight: bool,
+    ) -> Result<Self, KvCacheError> {
         let generation = threads::generation();
         let (kind, checked) = options.checked()?;
         let root = Root::open(path, &kind, options.writer, device)?;
@@ -219,11 +231,13 @@ impl DiskTier {
             refreshed: Mutex::new(None),
             spare: Mutex::new(Spare::default()),
             writer: Mutex::new(Writer::default()),
+            position: AtomicU64::new(0),
             commit: GroupCommit::new(),
             sequence: AtomicU64::new(0),
             fetcher,
             background,
             counters: Counters::default(),
+            straight: straight && kind.checksum == Checksum::Xxh3,
         });
         inner.refresh()?;
         Ok(Self { inner: Mutex::new(Some(inner)), generation })
@@ -242,10 +256,23 @@ impl DiskTier {
         Ok(inner.store(&keys, &rows)?)
     }
 
+    /// As [`store`](Self::store), of pages that lie apart, each contiguous.
+    pub fn store_apart(
+        &self,
+        keys: &[u8],
+        key_bytes: usize,
+        pages: &[TensorRef<'_>],
+    ) -> Result<usize, KvCacheError> {
+        let inner = self.inner()?;
+        let keys = keys_of(keys, key_bytes)?;
+        let pages = Apart::new(pages, keys.len(), inner.kind.page_bytes as usize)?;
+        Ok(inner.store(&keys, &SourceRows::apart(&pages))?)
+    }
+
     /// Loads the pages that are there to the rows of `out`; returns which those are.
     ///
-    /// A row whose page is not delivered is left as it was, or is zeros: pages of more than 128 KiB are checked while
-    /// they are copied, and blanked if they turn out to be wrong.
+    /// A row whose page is not delivered is left as it was, or is zeros: pages of more than 128 KiB are checked when
+    /// parts of them are there already, and blanked if they turn out to be wrong.
     pub fn load(
         &self,
         keys: &[u8],
@@ -257,6 +284,20 @@ impl DiskTier {
         let keys = keys_of(keys, key_bytes)?;
         let rows = TargetRows::new(out, keys.len(), inner.kind.page_bytes as usize)?;
         inner.load(&keys, &rows, options)
+    }
+
+    /// As [`load`](Self::load), to pages that lie apart, each contiguous.
+    pub fn load_apart(
+        &self,
+        keys: &[u8],
+        key_bytes: usize,
+        out: &mut [TensorMut<'_>],
+        options: &LoadOptions<'_>,
+    ) -> Result<Vec<bool>, KvCacheError> {
+        let inner = self.inner()?;
+        let keys = keys_of(keys, key_bytes)?;
+        let pages = Apart::new_mut(out, keys.len(), inner.kind.page_bytes as usize)?;
+        inner.load(&keys, &TargetRows::apart(&pages), options)
     }
 
     /// Which of the pages this process knows to be there. Asks no device.

@@ -6,7 +6,7 @@ use super::buffer::Buffer;
 use super::check::Checker;
 use crate::host::HostPool;
 use crate::kernels::copy::RunKernel;
-use crate::kernels::xxh3::Target;
+use crate::kernels::xxh3::{Hasher, Target};
 use infer_accel_tensor::simd;
 use infer_accel_tensor::{TensorMut, TensorRef};
 use std::marker::PhantomData;
@@ -44,27 +44,86 @@ fn page_stride(pages: &TensorRef<'_>, count: usize, page_bytes: usize) -> Result
     Ok(if rows == 1 { 0 } else { stride * pages.dtype().size() as isize })
 }
 
-/// Where rows lie: one every so many bytes, or some of them by their numbers.
+/// Where rows lie.
 #[derive(Clone, Copy)]
-struct Places<'a> {
-    count: usize,
-    stride: isize,
-    numbers: Option<&'a [u32]>,
+enum Places<'a> {
+    /// One every so many bytes.
+    Strided { first: *mut u8, count: usize, stride: isize },
+    /// Some of those, by their numbers.
+    Numbered { first: *mut u8, numbers: &'a [u32], stride: isize },
+    /// Each by itself.
+    Apart(&'a [*mut u8]),
 }
 
 impl Places<'_> {
-    /// How far behind the first page row `row` begins.
-    fn offset(&self, row: usize) -> isize {
-        assert!(row < self.count, "a row that is not there");
-        let number = self.numbers.map_or(row, |numbers| numbers[row] as usize);
-        number as isize * self.stride
+    /// Where row `row` begins.
+    fn address(&self, row: usize) -> *mut u8 {
+        match *self {
+            Self::Strided { first, count, stride } => {
+                assert!(row < count, "a row that is not there");
+                first.wrapping_offset(row as isize * stride)
+            }
+            Self::Numbered { first, numbers, stride } => {
+                first.wrapping_offset(numbers[row] as isize * stride)
+            }
+            Self::Apart(addresses) => addresses[row],
+        }
     }
+}
+
+/// Pages that lie apart, each contiguous: where they begin, for as long as their memory is lent to read or to write.
+pub(super) struct Apart<'a, const WRITE: bool> {
+    addresses: Vec<*mut u8>,
+    page_bytes: usize,
+    memory: PhantomData<&'a u8>,
+}
+
+impl<'a> Apart<'a, false> {
+    pub(super) fn new(
+        pages: &'a [TensorRef<'_>],
+        count: usize,
+        page_bytes: usize,
+    ) -> Result<Self, TierError> {
+        let addresses = pages.iter().map(|page| page_address(page, page_bytes)).collect::<Result<_, _>>()?;
+        Self { addresses, page_bytes, memory: PhantomData }.counted(count)
+    }
+}
+
+impl<'a> Apart<'a, true> {
+    pub(super) fn new_mut(
+        pages: &'a mut [TensorMut<'_>],
+        count: usize,
+        page_bytes: usize,
+    ) -> Result<Self, TierError> {
+        let address =
+            |page: &'_ mut TensorMut<'_>| page_address(&page.as_ref(), page_bytes).map(|_| page.as_mut_ptr());
+        let addresses = pages.iter_mut().map(address).collect::<Result<_, _>>()?;
+        Self { addresses, page_bytes, memory: PhantomData }.counted(count)
+    }
+}
+
+impl<const WRITE: bool> Apart<'_, WRITE> {
+    fn counted(self, count: usize) -> Result<Self, TierError> {
+        if self.addresses.len() == count {
+            return Ok(self);
+        }
+        Err(TierError::PageCount { keys: count, pages: self.addresses.len() })
+    }
+}
+
+/// Where a page begins that is contiguous and as long as it should be. Only read through, unless it came from a view
+/// that may be written.
+fn page_address(page: &TensorRef<'_>, page_bytes: usize) -> Result<*mut u8, TierError> {
+    let (shape, got) = (page.shape(), page.byte_len());
+    if got == page_bytes && page.is_contiguous() {
+        return Ok(page.as_ptr().cast_mut());
+    }
+    Err(TierError::PageShape { shape: shape.to_vec(), got, expected: page_bytes })
 }
 
 /// Pages to read.
 #[derive(Clone, Copy)]
 pub(super) struct SourceRows<'a> {
-    first: *const u8,
     places: Places<'a>,
     page_bytes: usize,
     memory: PhantomData<&'a u8>,
@@ -72,8 +131,14 @@ pub(super) struct SourceRows<'a> {
 
 impl<'a> SourceRows<'a> {
     pub(super) fn new(pages: &'a TensorRef<'_>, count: usize, page_bytes: usize) -> Result<Self, TierError> {
-        let places = Places { count, stride: page_stride(pages, count, page_bytes)?, numbers: None };
-        Ok(Self { first: pages.as_ptr(), places, page_bytes, memory: PhantomData })
+        let stride = page_stride(pages, count, page_bytes)?;
+        let places = Places::Strided { first: pages.as_ptr().cast_mut(), count, stride };
+        Ok(Self { places, page_bytes, memory: PhantomData })
+    }
+
+    pub(super) fn apart(pages: &'a Apart<'_, false>) -> Self {
+        let Apart { addresses, page_bytes, .. } = pages;
+        Self { places: Places::Apart(addresses), page_bytes: *page_bytes, memory: PhantomData }
     }
 
     /// Appends page `row` to `out`.
@@ -115,7 +180,7 @@ impl<'a> SourceRows<'a> {
 
     fn address(&self, row: usize, part: &Range<usize>) -> *const u8 {
         assert!(part.start <= part.end && part.end <= self.page_bytes, "bytes that are not in the page");
-        self.first.wrapping_offset(self.places.offset(row)).wrapping_add(part.start)
+        self.places.address(row).cast_const().wrapping_add(part.start)
     }
 }
 
@@ -123,7 +188,6 @@ impl<'a> SourceRows<'a> {
 /// through addresses; the rows of one call are different.
 #[derive(Clone, Copy)]
 pub(super) struct TargetRows<'a> {
-    first: *mut u8,
     places: Places<'a>,
     page_bytes: usize,
     kernel: RunKernel,
@@ -141,16 +205,36 @@ impl<'a> TargetRows<'a> {
         count: usize,
         page_bytes: usize,
     ) -> Result<Self, TierError> {
-        let places =
-            Places { count, stride: page_stride(&pages.as_ref(), count, page_bytes)?, numbers: None };
-        let kernel = kernel(count, page_bytes);
-        Ok(Self { first: pages.as_mut_ptr(), places, page_bytes, kernel, memory: PhantomData })
+        let stride = page_stride(&pages.as_ref(), count, page_bytes)?;
+        let places = Places::Strided { first: pages.as_mut_ptr(), count, stride };
+        Ok(Self { places, page_bytes, kernel: kernel(count, page_bytes), memory: PhantomData })
+    }
+
+    pub(super) fn apart(pages: &'a Apart<'_, true>) -> Self {
+        let Apart { addresses, page_bytes, .. } = pages;
+        let kernel = kernel(addresses.len(), *page_bytes);
+        Self { places: Places::Apart(addresses), page_bytes: *page_bytes, kernel, memory: PhantomData }
+    }
+
+    /// Whether row `row` begins where the system copies fast to, and the vectors of `kernels` may be streamed to.
+    pub(super) fn is_aligned(&self, row: usize) -> bool {
+        self.places.address(row).addr().is_multiple_of(LINE_BYTES)
+    }
+
+    /// Some bytes of page `row`, for the system to write.
+    pub(super) fn room(&self, row: usize, part: Range<usize>) -> Room<'a> {
+        assert!(part.start <= part.end && part.end <= self.page_bytes, "bytes that are not in the page");
+        Room {
+            first: self.places.address(row).wrapping_add(part.start),
+            bytes: part.len(),
+            memory: PhantomData,
+        }
     }
 
     /// Writes page `row`.
     pub(super) fn copy_in(&self, row: usize, page: &[u8]) {
         assert!(page.len() == self.page_bytes, "a page of another length");
-        let to = self.first.wrapping_offset(self.places.offset(row));
+        let to = self.places.address(row);
         // SAFETY: the row exists, is contiguous and as long as the page, as was checked when the view was taken; its
         // memory may be written from any thread. The source is a buffer of ours, which no view of the caller's shows.
         unsafe { self.kernel.copy(page.as_ptr(), to, page.len(), page.as_ptr()) };
@@ -163,7 +247,7 @@ impl<'a> TargetRows<'a> {
             at <= self.page_bytes && bytes.len() <= self.page_bytes - at,
             "bytes that are not in the page"
         );
-        let to = self.first.wrapping_offset(self.places.offset(row)).wrapping_add(at);
+        let to = self.places.address(row).wrapping_add(at);
         let fused = self.kernel == RunKernel::Cached || to.addr().is_multiple_of(LINE_BYTES);
         match checker {
             Checker::Xxh3(hasher) if fused => {
@@ -187,9 +271,45 @@ impl<'a> TargetRows<'a> {
 
     /// Makes page `row` zeros.
     pub(super) fn blank(&self, row: usize) {
-        let to = self.first.wrapping_offset(self.places.offset(row));
+        let to = self.places.address(row);
         // SAFETY: as above.
         unsafe { std::ptr::write_bytes(to, 0, self.page_bytes) };
+    }
+}
+
+/// A part of a page to write, by address: what the system is to fill, and what is checked there.
+pub(super) struct Room<'a> {
+    first: *mut u8,
+    bytes: usize,
+    memory: PhantomData<&'a u8>,
+}
+
+impl Room<'_> {
+    /// Where it begins; as many bytes as [`len`](Self::len) says may be written there.
+    pub(super) fn as_mut_ptr(&self) -> *mut u8 {
+        self.first
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// What is left behind its first `bytes` bytes.
+    pub(super) fn rest(&self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        Self { first: self.first.wrapping_add(bytes), bytes: self.bytes - bytes, memory: PhantomData }
+    }
+
+    /// Has all of it checked, where it lies.
+    pub(super) fn check(&self, hasher: &mut Hasher) {
+        // SAFETY: the bytes lie in a page that may be read; they are read by address, and copied nowhere.
+        unsafe { hasher.absorb(self.first, self.bytes, Target::Nothing) };
+    }
+
+    /// Copies bytes to its front, as far as there is room.
+    pub(super) fn put(&self, bytes: &[u8]) {
+        // SAFETY: as many bytes of the page may be written; the source is memory of ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.first, self.bytes.min(bytes.len())) };
     }
 }
 
@@ -204,28 +324,27 @@ impl HostRows {
 
     fn places<'a>(&self, slots: &'a [u32]) -> Places<'a> {
         assert!(slots.iter().all(|&slot| (slot as usize) < self.0.num_pages()), "a slot that is not there");
-        Places { count: slots.len(), stride: self.0.page_bytes() as isize, numbers: Some(slots) }
+        Places::Numbered { first: self.0.as_ptr(), numbers: slots, stride: self.0.page_bytes() as isize }
     }
 
     /// The pages of some slots, to read.
     pub(super) fn source<'a>(&'a self, slots: &'a [u32]) -> SourceRows<'a> {
-        let (first, page_bytes) = (self.0.as_ptr().cast_const(), self.0.page_bytes());
-        SourceRows { first, places: self.places(slots), page_bytes, memory: PhantomData }
+        SourceRows { places: self.places(slots), page_bytes: self.0.page_bytes(), memory: PhantomData }
     }
 
     /// The pages of some slots, to write.
     pub(super) fn target<'a>(&'a self, slots: &'a [u32]) -> TargetRows<'a> {
-        let (first, page_bytes) = (self.0.as_ptr(), self.0.page_bytes());
+        let page_bytes = self.0.page_bytes();
         // What is brought to the host is read next.
         let kernel = kernel(0, page_bytes);
-        TargetRows { first, places: self.places(slots), page_bytes, kernel, memory: PhantomData }
+        TargetRows { places: self.places(slots), page_bytes, kernel, memory: PhantomData }
     }
 
     /// Copies row `row` of `source` to a slot.
     pub(super) fn fill(&self, slot: u32, source: &SourceRows<'_>, row: usize) {
         assert!(source.page_bytes == self.0.page_bytes(), "a page of another length");
-        let from = source.first.wrapping_offset(source.places.offset(row));
-        let to = self.0.as_ptr().wrapping_offset(self.places(&[slot]).offset(0));
+        let from = source.places.address(row).cast_const();
+        let to = self.places(&[slot]).address(0);
         // SAFETY: both are pages of that length; the pool's memory is known to nobody outside.
         unsafe { std::ptr::copy_nonoverlapping(from, to, self.0.page_bytes()) };
     }
@@ -233,10 +352,10 @@ impl HostRows {
     /// Copies a slot to row `row` of `target`.
     pub(super) fn deliver(&self, slot: u32, target: &TargetRows<'_>, row: usize) {
         assert!(target.page_bytes == self.0.page_bytes(), "a page of another length");
-        let from = self.0.as_ptr().wrapping_offset(self.places(&[slot]).offset(0));
-        let to = target.first.wrapping_offset(target.places.offset(row));
+        let from = self.places(&[slot]).address(0).cast_const();
+        let to = target.places.address(row);
         // SAFETY: as above.
-        unsafe { target.kernel.copy(from.cast_const(), to, self.0.page_bytes(), from.cast_const()) };
+        unsafe { target.kernel.copy(from, to, self.0.page_bytes(), from) };
         target.kernel.finish();
     }
 }

@@ -1,13 +1,15 @@
 //! One segment: a file of records, written by one writer and read by everybody.
 
 use super::buffer::Buffer;
-use super::check::{Checker, PIECE_BYTES};
-use super::device::{SegmentFile, read_full, read_full_cached};
+use super::check::{Checker, PIECE_BYTES, STRAIGHT_BYTES};
+use super::device::{SegmentFile, read_full, read_full_cached, read_full_to};
 use super::record::{
     BATCH_ALIGNMENT, Key, Kind, RECORD_HEADER_BYTES, RecordHeader, Refusal, SEGMENT_HEADER_BYTES,
     SegmentHeader,
 };
 use super::rows::TargetRows;
+use crate::kernels::xxh3;
+use infer_accel_tensor::simd;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -136,6 +138,48 @@ impl Segment {
         if fits { ReadOutcome::Page } else { self.wrong() }
     }
 
+    /// Reads a page that is not packed straight to row `row`, and checks each piece there while it lies in the cache. If
+    /// the page does not arrive, the row is as it was, or zeros.
+    ///
+    /// What is checked is memory of the caller's, which may change meanwhile. So a page that seems to be wrong is read
+    /// again by way of ours, and only what is wrong there is.
+    pub(super) fn read_straight(
+        &self,
+        key: &Key,
+        offset: u64,
+        cached: bool,
+        buffer: &mut Buffer,
+        (rows, row): (&TargetRows<'_>, usize),
+    ) -> ReadOutcome {
+        let page_bytes = self.header.kind.page_bytes as usize;
+        let mut hasher = xxh3::Hasher::new(simd::tier(), page_bytes);
+        buffer.resize(RECORD_HEADER_BYTES);
+        let mut done = 0;
+        while done < page_bytes {
+            let room = rows.room(row, done..page_bytes.min(done + STRAIGHT_BYTES));
+            let (front, at) = match done {
+                0 => (&mut buffer[..], offset),
+                _ => (&mut [][..], offset + (RECORD_HEADER_BYTES + done) as u64),
+            };
+            let expected = front.len() + room.len();
+            let (count, result) = read_full_to(&*self.file, front, &room, at, cached);
+            if let Some(failure) = failure(count == expected, &result, cached) {
+                if done + count > 0 {
+                    rows.blank(row);
+                }
+                return failure;
+            }
+            room.check(&mut hasher);
+            done += room.len();
+        }
+        let header = self.header_of(buffer, key, self.header.kind.page_bytes);
+        if header.is_some_and(|header| header.check == hasher.digest()) {
+            return ReadOutcome::Page;
+        }
+        rows.blank(row);
+        self.read_long_page(key, offset, cached, buffer, (rows, row))
+    }
+
     /// Reads a page that is not packed piece by piece, each of which is checked while it is copied to row `row`. If the
     /// page does not arrive, the row is as it was, or zeros.
     pub(super) fn read_long_page(
@@ -182,12 +226,8 @@ impl Segment {
         } else {
             read_full(&*self.file, buffer, offset)
         };
-        match count {
-            Ok(count) if count == buffer.len() => None,
-            Ok(_) | Err(_) if cached => Some(ReadOutcome::NotCached),
-            Ok(_) => Some(ReadOutcome::Gone),
-            Err(_) => Some(ReadOutcome::Failed),
-        }
+        let whole = matches!(count, Ok(count) if count == buffer.len());
+        failure(whole, &count, cached)
     }
 
     /// The header of the page that is asked for, if these bytes are it.
@@ -199,6 +239,16 @@ impl Segment {
     /// What it means that the bytes of a page are wrong.
     fn wrong(&self) -> ReadOutcome {
         if self.is_still_there() { ReadOutcome::Corrupt } else { ReadOutcome::Gone }
+    }
+}
+
+/// What a read came to that was to be whole; `None` where it is.
+fn failure<T>(is_whole: bool, result: &io::Result<T>, cached: bool) -> Option<ReadOutcome> {
+    match result {
+        Ok(_) if is_whole => None,
+        _ if cached => Some(ReadOutcome::NotCached),
+        Ok(_) => Some(ReadOutcome::Gone),
+        Err(_) => Some(ReadOutcome::Failed),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Storing pages: from the caller's memory to a segment, and making room for one.
 
-use super::chunk::{Batch, Chunk, Filler, Piece};
+use super::chunk::{Batch, Chunk, Filler, Piece, Place};
 use super::log::{Active, Writer, Written};
 use super::record::{Key, SegmentHeader, SegmentId, record_bytes};
 use super::rows::SourceRows;
@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 impl Inner {
     /// Stores the pages whose keys are new; returns how many those were.
@@ -19,7 +20,11 @@ impl Inner {
     /// The caller's thread copies and checks; where there is a deadline, a thread of the tier writes.
     pub(super) fn store(&self, keys: &[Key], rows: &SourceRows<'_>) -> Result<usize, TierError> {
         let spare = RefCell::new(lock(&self.spare));
-        let filler = RefCell::new(Filler::new(keys, rows, self.kind, self.options.compression));
+        let place = Place {
+            position: self.position.load(Ordering::Relaxed),
+            segment_bytes: self.options.segment_bytes,
+        };
+        let filler = RefCell::new(Filler::new(keys, rows, self.kind, self.options.compression, place));
         let outcome = RefCell::new(Ok(()));
         let chunks = std::iter::from_fn(|| {
             if outcome.borrow().is_err() {
@@ -60,10 +65,12 @@ impl Inner {
     /// Writes a chunk, and lets its pages be found.
     fn put(&self, chunk: &mut Chunk) -> Result<(), TierError> {
         let mut writer = lock(&self.writer);
-        match chunk {
+        let written = match chunk {
             Chunk::Batch(batch) => self.put_batch(&mut writer, batch),
             Chunk::Piece(piece) => self.put_piece(&mut writer, piece),
-        }
+        };
+        self.position.store(writer.active.as_ref().map_or(0, |active| active.position), Ordering::Relaxed);
+        written
     }
 
     fn put_batch(&self, writer: &mut Writer, batch: &mut Batch) -> Result<(), TierError> {

@@ -88,6 +88,33 @@ impl DiskTier {
         Ok(PyArray1::from_vec(py, found))
     }
 
+    /// As ``store``, of pages that lie apart.
+    fn store_apart(&self, py: Python<'_>, keys: ByteTable, pages: Vec<TensorArg<'_>>) -> PyResult<usize> {
+        let key_bytes = key_bytes(&keys)?;
+        let pages: Vec<_> =
+            pages.iter().map(TensorArg::view).collect::<Result<_, _>>().map_err(NativeError::from)?;
+        run(py, LONG, || self.tier.store_apart(keys.bytes(), key_bytes, &pages))
+    }
+
+    /// As ``load``, to pages that lie apart.
+    #[pyo3(signature = (keys, out, *, num_threads = None))]
+    fn load_apart<'py>(
+        &self,
+        py: Python<'py>,
+        keys: ByteTable,
+        out: Vec<TensorArg<'_>>,
+        num_threads: Option<Count>,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let key_bytes = key_bytes(&keys)?;
+        let mut pages: Vec<_> = out.iter().map(TensorArg::view_mut).collect::<Result<_, _>>()?;
+        let num_threads = num_threads.map(|count| count.0);
+        let found = run(py, LONG, || {
+            let options = LoadOptions { num_threads, stop: &interrupted };
+            self.tier.load_apart(keys.bytes(), key_bytes, &mut pages, &options)
+        })?;
+        Ok(PyArray1::from_vec(py, found))
+    }
+
     /// Which of the pages this process knows to be there.
     fn contains<'py>(&self, py: Python<'py>, keys: ByteTable) -> PyResult<Bound<'py, PyArray1<bool>>> {
         let key_bytes = key_bytes(&keys)?;

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infer_accel._reference.kvcache.arguments import page_keys, page_rows
-from infer_accel.errors import ArgumentError, IntegrityError, StorageError
+from infer_accel._reference.kvcache.arguments import array_of, page_keys, page_rows
+from infer_accel.errors import ArgumentError, IntegrityError, ShapeError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,6 +116,28 @@ class DiskTier:
         self._counts["misses"] += int((~found).sum())
         return found
 
+    def store_apart(self, keys: Tensor | Sequence[bytes], pages: Sequence[Tensor]) -> int:
+        """Store pages that lie apart; return how many were new."""
+        self._refuse_if_closed()
+        rows = self._apart(pages, len(page_keys(keys)))
+        return self.store(keys, np.concatenate([np.empty((0, self.page_bytes), np.uint8), *rows]))
+
+    def load_apart(
+        self,
+        keys: Tensor | Sequence[bytes],
+        out: Sequence[Tensor],
+        *,
+        num_threads: int | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """Load to pages that lie apart; return which were there."""
+        self._refuse_if_closed()
+        rows = self._apart(out, len(page_keys(keys)), writable=True)
+        loaded = np.empty((len(rows), self.page_bytes), np.uint8)
+        found = self.load(keys, loaded, num_threads=num_threads)
+        for number in np.flatnonzero(found):
+            rows[number][:] = loaded[number]
+        return found
+
     def contains(self, keys: Tensor | Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """Return which of the pages are there."""
         return np.array([name.exists() for name in self.names(keys)], np.bool_)
@@ -172,6 +194,23 @@ class DiskTier:
     def rows(self, pages: Tensor, count: int, *, writable: bool = False) -> npt.NDArray[np.uint8]:
         """Return pages as rows of bytes, without a copy."""
         return page_rows(pages, count, self.page_bytes, writable=writable)
+
+    def _apart(
+        self, pages: Sequence[Tensor], count: int, *, writable: bool = False
+    ) -> list[npt.NDArray[np.uint8]]:
+        """Return each page as a row of bytes, without a copy."""
+        rows = [self._row(array_of(page, writable=writable)) for page in pages]
+        if len(rows) != count:
+            raise ShapeError(f"{len(rows)} pages came for {count} keys", code="shape.page_count")
+        return rows
+
+    def _row(self, page: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        if page.nbytes != self.page_bytes or not page.flags.c_contiguous:
+            message = (
+                f"a page of {page.dtype} {page.shape} came; {self.page_bytes} bytes in one piece are needed"
+            )
+            raise ShapeError(message, code="shape.stored_pages")
+        return page.reshape(1, -1).view(np.uint8)
 
     def _refuse_if_closed(self) -> None:
         if os.getpid() != self._process:

@@ -1,6 +1,7 @@
 //! A device that fails as it is told to.
 
-use super::{Device, SegmentFile, system};
+use super::super::rows::Room;
+use super::{Device, SegmentFile, read_by_copy, system};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -19,6 +20,12 @@ pub(crate) struct Faults {
     pub(crate) fail_syncs: AtomicBool,
     /// Nothing is found in memory.
     pub(crate) cold: AtomicBool,
+    /// Only so many bytes more are, where this is not negative.
+    pub(crate) cached_bytes: AtomicI64,
+    /// The caller's memory changes behind every read.
+    pub(crate) spoil_rooms: AtomicBool,
+    /// Where writes went, and how long each was.
+    pub(crate) writes: Mutex<Vec<(u64, usize)>>,
     hanging: Mutex<bool>,
     hanging_writes: Mutex<bool>,
     released: Condvar,
@@ -33,6 +40,9 @@ impl Default for Faults {
             fail_writes: AtomicBool::new(false),
             fail_syncs: AtomicBool::new(false),
             cold: AtomicBool::new(false),
+            cached_bytes: AtomicI64::new(-1),
+            spoil_rooms: AtomicBool::new(false),
+            writes: Mutex::default(),
             hanging: Mutex::new(false),
             hanging_writes: Mutex::new(false),
             released: Condvar::new(),
@@ -122,10 +132,25 @@ impl SegmentFile for FaultyFile {
         if self.faults.cold.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        let left = self.faults.cached_bytes.load(Ordering::Relaxed);
+        if left >= 0 {
+            let count = buffer.len().min(left as usize);
+            self.faults.cached_bytes.fetch_sub(count as i64, Ordering::Relaxed);
+            let none = || io::ErrorKind::WouldBlock.into();
+            return if count == 0 { Err(none()) } else { self.inner.read_at(&mut buffer[..count], offset) };
+        }
         if self.faults.fail_reads.load(Ordering::Relaxed) {
             return Err(broken());
         }
         self.inner.read_at(buffer, offset)
+    }
+
+    fn read_to(&self, front: &mut [u8], room: &Room<'_>, offset: u64, cached: bool) -> io::Result<usize> {
+        let count = read_by_copy(self, front, room, offset, cached)?;
+        if self.faults.spoil_rooms.load(Ordering::Relaxed) {
+            room.put(&[0xee; 64][..count.saturating_sub(front.len()).min(64)]);
+        }
+        Ok(count)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
@@ -140,6 +165,7 @@ impl SegmentFile for FaultyFile {
         let longest = self.faults.longest_write.load(Ordering::Relaxed).min(room as usize);
         let count = self.inner.write_at(&bytes[..bytes.len().min(longest)], offset)?;
         self.faults.room.fetch_sub(count as i64, Ordering::Relaxed);
+        self.faults.writes.lock().unwrap().push((offset, count));
         Ok(count)
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod faulty;
 #[cfg(unix)]
 mod posix;
 
+use super::rows::Room;
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,11 @@ pub(super) trait SegmentFile: Debug + Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// As `read_at`, but only what lies in memory; `WouldBlock` where the device would have to be asked.
     fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Reads to `front`, and behind it to memory of a caller, up to as many bytes as both hold; `cached` as in
+    /// `read_cached_at`. Here by way of memory of our own.
+    fn read_to(&self, front: &mut [u8], room: &Room<'_>, offset: u64, cached: bool) -> io::Result<usize> {
+        read_by_copy(self, front, room, offset, cached)
+    }
     /// Writes some of the bytes.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
     /// Makes what was written durable.
@@ -53,6 +59,22 @@ pub(super) fn system() -> Arc<dyn Device> {
     return Arc::new(Missing);
 }
 
+fn read_by_copy(
+    file: &(impl SegmentFile + ?Sized),
+    front: &mut [u8],
+    room: &Room<'_>,
+    offset: u64,
+    cached: bool,
+) -> io::Result<usize> {
+    let mut bytes = vec![0; front.len() + room.len()];
+    let count =
+        if cached { file.read_cached_at(&mut bytes, offset) } else { file.read_at(&mut bytes, offset) }?;
+    let (for_front, for_room) = bytes[..count].split_at(count.min(front.len()));
+    front[..for_front.len()].copy_from_slice(for_front);
+    room.put(for_room);
+    Ok(count)
+}
+
 /// Fills the buffer from `offset` on; returns how much there was.
 pub(super) fn read_full(file: &dyn SegmentFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     fill(buffer, offset, |rest, at| file.read_at(rest, at))
@@ -61,6 +83,27 @@ pub(super) fn read_full(file: &dyn SegmentFile, buffer: &mut [u8], offset: u64) 
 /// As [`read_full`], without asking the device.
 pub(super) fn read_full_cached(file: &dyn SegmentFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     fill(buffer, offset, |rest, at| file.read_cached_at(rest, at))
+}
+
+/// Fills `front` and `room` from `offset` on. Returns how much there was, and what went wrong, if anything did.
+pub(super) fn read_full_to(
+    file: &dyn SegmentFile,
+    front: &mut [u8],
+    room: &Room<'_>,
+    offset: u64,
+    cached: bool,
+) -> (usize, io::Result<()>) {
+    let (fronts, mut done) = (front.len(), 0);
+    while done < fronts + room.len() {
+        let rest = room.rest(done.saturating_sub(fronts));
+        match file.read_to(&mut front[done.min(fronts)..], &rest, offset + done as u64, cached) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (done, Err(error)),
+        }
+    }
+    (done, Ok(()))
 }
 
 fn fill(

@@ -1,6 +1,7 @@
 #![allow(unsafe_code)] // preadv2 with RWF_NOWAIT, which the standard library does not have
 //! Files of a POSIX system.
 
+use super::super::rows::Room;
 use super::{Device, SegmentFile};
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
@@ -59,6 +60,22 @@ impl SegmentFile for PosixFile {
     #[cfg(not(target_os = "linux"))]
     fn read_cached_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
         Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn read_to(&self, front: &mut [u8], room: &Room<'_>, offset: u64, cached: bool) -> io::Result<usize> {
+        use std::os::fd::AsRawFd;
+
+        let pieces = [
+            libc::iovec { iov_base: front.as_mut_ptr().cast(), iov_len: front.len() },
+            libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() },
+        ];
+        let offset = offset.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+        let flags = if cached { libc::RWF_NOWAIT } else { 0 };
+        // SAFETY: two pieces: the buffer that is borrowed for the call, and a part of a page that may be written, for
+        // as long as the room is there; the descriptor is open.
+        let count = unsafe { libc::preadv2(self.0.as_raw_fd(), pieces.as_ptr(), 2, offset, flags) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {

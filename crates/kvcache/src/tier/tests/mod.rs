@@ -5,7 +5,7 @@ mod faults;
 mod long_pages;
 mod sharing;
 
-use super::check::PIECE_BYTES;
+use super::check::{PIECE_BYTES, STRAIGHT_BYTES};
 use super::device::faulty::{Faults, FaultyDevice};
 use super::*;
 use std::fs;
@@ -60,7 +60,7 @@ pub(super) fn open(directory: &Directory) -> DiskTier {
 
 pub(super) fn open_faulty(directory: &Directory, options: &TierOptions) -> (DiskTier, Arc<Faults>) {
     let (device, faults) = FaultyDevice::make();
-    (DiskTier::open_on(&directory.0, options, device).unwrap(), faults)
+    (DiskTier::open_on(&directory.0, options, device, true).unwrap(), faults)
 }
 
 /// The key and the only right page of a number.
