@@ -48,6 +48,26 @@ struct Shared {
 /// Threads that ask the device for something.
 pub(super) struct Fetcher {
     shared: Arc<Shared>,
+    spare: Spare,
+}
+
+/// Buffers that came back from whoever asked, for the next reads: fresh memory costs more than to read into it.
+#[derive(Clone, Default)]
+pub(super) struct Spare(Arc<Mutex<Vec<Buffer>>>);
+
+impl Spare {
+    /// One that was used before, where there is one.
+    pub(super) fn take(&self) -> Option<Buffer> {
+        lock(&self.0).pop()
+    }
+
+    /// Keeps a buffer, unless there are enough.
+    pub(super) fn keep(&self, buffer: Buffer) {
+        let mut kept = lock(&self.0);
+        if kept.len() < READ_THREADS {
+            kept.push(buffer);
+        }
+    }
 }
 
 impl fmt::Debug for Fetcher {
@@ -65,7 +85,7 @@ impl Fetcher {
     fn with(name: &str, threads: usize, max_queued: usize) -> Result<Self, TierError> {
         let queue = Queue { running: vec![None; threads], ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), max_queued, ..Shared::default() });
-        let fetcher = Self { shared: Arc::clone(&shared) };
+        let fetcher = Self { shared: Arc::clone(&shared), spare: Spare::default() };
         for number in 0..threads {
             let shared = Arc::clone(&shared);
             thread::Builder::new()
@@ -74,6 +94,11 @@ impl Fetcher {
                 .map_err(|error| TierError::Thread { reason: error.to_string() })?;
         }
         Ok(fetcher)
+    }
+
+    /// Buffers for what threads read and pass on.
+    pub(super) fn spare(&self) -> Spare {
+        self.spare.clone()
     }
 
     /// Has each work done, and passes on what came back until `due`, with its position.

@@ -10,7 +10,7 @@
 use super::Inner;
 use super::buffer::Buffer;
 use super::check::PIECE_BYTES;
-use super::record::Key;
+use super::record::{Key, RECORD_HEADER_BYTES};
 use super::rows::TargetRows;
 use super::segment::{Location, ReadOutcome, page_of};
 use super::sync::lock;
@@ -29,6 +29,13 @@ struct Wanted {
     row: usize,
     key: Key,
     location: Location,
+}
+
+/// A page that a thread of the tier has read and checked.
+enum Fetched {
+    /// Behind its header.
+    Record(Buffer),
+    Unpacked(Vec<u8>),
 }
 
 const PENDING: u8 = 0;
@@ -167,25 +174,39 @@ impl Inner {
         let Some(fetcher) = &self.fetcher else { return };
         let late: Vec<usize> = (0..wanted.len()).filter(|&number| states[number] == NOT_CACHED).collect();
         let page_bytes = self.kind.page_bytes;
+        let spare = fetcher.spare();
         let works = late.iter().map(|&number| {
             let Wanted { key, location, .. } = &wanted[number];
-            let (key, location) = (*key, location.clone());
+            let (key, location, spare) = (*key, location.clone(), spare.clone());
             let work = move |buffer: &mut Buffer| {
+                if let Some(used) = spare.take() {
+                    *buffer = used;
+                }
                 let outcome =
                     location.segment.read_page(&key, (location.offset, location.stored_bytes), false, buffer);
                 if !matches!(outcome, ReadOutcome::Page) {
                     return Err(state_of(&outcome));
                 }
                 let mut unpacked = Vec::new();
-                let page = page_of(buffer, location.stored_bytes, page_bytes, &mut unpacked);
-                page.map(<[u8]>::to_vec).ok_or(CORRUPT)
+                match page_of(buffer, location.stored_bytes, page_bytes, &mut unpacked) {
+                    None => Err(CORRUPT),
+                    Some(_) if location.stored_bytes == page_bytes => {
+                        Ok(Fetched::Record(std::mem::take(buffer)))
+                    }
+                    Some(_) => Ok(Fetched::Unpacked(unpacked)),
+                }
             };
-            Box::new(work) as Box<dyn FnOnce(&mut Buffer) -> Result<Vec<u8>, u8> + Send>
+            Box::new(work) as Box<dyn FnOnce(&mut Buffer) -> Result<Fetched, u8> + Send>
         });
         fetcher.run(due, works, |position, page| {
             let number = late[position];
             states[number] = match page {
-                Ok(page) => {
+                Ok(Fetched::Record(record)) => {
+                    rows.copy_in(wanted[number].row, &record[RECORD_HEADER_BYTES..]);
+                    spare.keep(record);
+                    HIT
+                }
+                Ok(Fetched::Unpacked(page)) => {
                     rows.copy_in(wanted[number].row, &page);
                     HIT
                 }

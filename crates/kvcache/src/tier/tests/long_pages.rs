@@ -103,7 +103,7 @@ fn a_bit_anywhere_in_a_long_page_makes_it_a_miss() {
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 4], at).unwrap();
-            let load = if at % 2 == 0 { load_long } else { load_apart };
+            let load = if at.is_multiple_of(2) { load_long } else { load_apart };
             assert_eq!(load(&tier, &[1, 2, 3]), [true, false, true], "byte {at}");
         }
     }
