@@ -1,30 +1,18 @@
-//! What spans became before: bounded, and never waited for.
+//! What spans became before: tables of bounded size.
 //!
 //! Two levels: a table of 16-byte entries that stays in the second-level cache of the processor and serves most
 //! spans of ordinary text, then a larger one that holds up to four ids in place and knows where longer lists lie. Spans
-//! that are tokens need no entry there: the vocabulary itself answers for them. A worker owns its tables while a
-//! call runs; workers wait in a pool with a few places. A call that finds no free place works with small tables of
-//! its own, and so does one that would make the tables of the whole process exceed [`PROCESS_LIMIT`].
+//! that are tokens need no entry there: the vocabulary itself answers for them. Who owns them when is said in
+//! [`crate::workers`].
 
-use std::cell::Cell;
 use std::hint::select_unpredictable;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, TryLockError};
 
-use crate::bpe::ahead::Ahead;
 use crate::bpe::key::{Key, SHORT};
-use crate::bpe::together::Gathered;
-use crate::bpe::{Bpe, Scratch};
 use crate::hot::HotTable;
 use crate::kernels::{HELD, Table, prefetch};
 use crate::long_table::LongTable;
-use crate::pretokenize::Starts;
 use crate::side::Side;
 
-/// Bytes of cache tables that all encoders of the process may keep.
-const PROCESS_LIMIT: usize = 18 << 20;
-/// Workers that one encoder keeps.
-const PLACES: usize = 8;
 /// Entries of 16 bytes in a worker's hot table: 256 KiB, half of a usual second-level cache.
 const HOT_ENTRIES: usize = 1 << 14;
 /// Buckets of 64 bytes in a worker's table for short spans: 2 MiB.
@@ -104,16 +92,6 @@ pub(crate) struct Bucket {
     entries: [Entry; 2],
 }
 
-/// Tables and memory of one call at a time.
-pub(crate) struct Worker {
-    pub(crate) tables: Tables,
-    pub(crate) scratch: Scratch,
-    pub(crate) ahead: Ahead,
-    pub(crate) starts: Starts,
-    pub(crate) gathered: Gathered,
-    reserved: usize,
-}
-
 /// What spans became.
 pub(crate) struct Tables {
     pub(crate) hot: HotTable,
@@ -121,47 +99,37 @@ pub(crate) struct Tables {
     middling: Middling,
     long: Long,
     side: Side,
+    /// Spans that were looked up here since somebody set this to 0.
+    pub(crate) asked: usize,
 }
 
-impl Worker {
-    fn with_size(smaller: u32, reserved: usize) -> Self {
-        let tables = Tables {
+impl Tables {
+    /// Bytes of large tables.
+    pub(crate) const BYTES: usize = HOT_ENTRIES * 16
+        + BUCKETS * size_of::<Bucket>()
+        + MIDDLING_ENTRIES * Middling::ENTRY
+        + LONG_ENTRIES * Long::ENTRY
+        + SIDE_IDS * size_of::<u32>();
+
+    pub(crate) fn large() -> Self {
+        Self::with_size(0)
+    }
+
+    pub(crate) fn small() -> Self {
+        Self::with_size(SMALLER)
+    }
+
+    fn with_size(smaller: u32) -> Self {
+        Self {
             hot: HotTable::new(HOT_ENTRIES >> smaller),
             short: Table::zeroed(BUCKETS >> smaller),
             middling: Middling::new(MIDDLING_ENTRIES >> smaller),
             long: Long::new(LONG_ENTRIES >> smaller),
             side: Side::new(SIDE_IDS >> smaller),
-        };
-        Self {
-            tables,
-            scratch: Scratch::default(),
-            ahead: Ahead::default(),
-            starts: Starts::new(),
-            gathered: Gathered::default(),
-            reserved,
+            asked: 0,
         }
     }
 
-    /// Appends the ids of one span, which has this key.
-    pub(crate) fn encode_into(&mut self, bpe: &Bpe, span: &[u8], key: Key, ids: &mut Vec<u32>) {
-        let start = ids.len();
-        if let Some(id) = bpe.whole(span) {
-            return ids.push(id);
-        }
-        if let Some(encoded) = self.tables.find(span, key) {
-            if let Some(list) = self.tables.list(encoded) {
-                return ids.extend_from_slice(list);
-            }
-            if let Some(held) = encoded.held().get(..encoded.count()) {
-                return ids.extend_from_slice(held);
-            }
-        }
-        bpe.encode_span(span, &mut self.scratch, ids);
-        self.tables.remember(span, key, &ids[start..]);
-    }
-}
-
-impl Tables {
     /// Asks for the memory where [`Self::find_short`] will look.
     #[inline(always)]
     pub(crate) fn prefetch(&self, key: Key) {
@@ -231,68 +199,4 @@ impl Tables {
             bucket.entries = [Entry { key, encoded }, kept];
         }
     }
-}
-
-/// Bytes of the tables that pools of this process hold.
-static RESERVED: AtomicUsize = AtomicUsize::new(0);
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        RESERVED.fetch_sub(self.reserved, Ordering::Relaxed);
-    }
-}
-
-/// The workers of one encoder.
-pub(crate) struct Pool {
-    places: [Mutex<Option<Worker>>; PLACES],
-}
-
-impl Pool {
-    pub(crate) fn new() -> Self {
-        Self { places: std::array::from_fn(|_| Mutex::new(None)) }
-    }
-
-    /// Calls `f` with a worker: the one that this thread had last time where it is free. Never waits.
-    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Worker) -> R) -> R {
-        let first = thread_number();
-        for offset in 0..PLACES {
-            let place = &self.places[(first + offset) % PLACES];
-            let mut guard = match place.try_lock() {
-                Ok(guard) => guard,
-                Err(TryLockError::WouldBlock) => continue,
-                Err(TryLockError::Poisoned(poisoned)) => {
-                    // A panic came out of a call: what it left behind is not used again.
-                    place.clear_poison();
-                    let mut guard = poisoned.into_inner();
-                    *guard = None;
-                    guard
-                }
-            };
-            return f(guard.get_or_insert_with(new_worker));
-        }
-        f(&mut Worker::with_size(SMALLER, 0))
-    }
-}
-
-/// A worker with large tables while the process has room for them.
-fn new_worker() -> Worker {
-    const BYTES: usize = HOT_ENTRIES * 16
-        + BUCKETS * size_of::<Bucket>()
-        + MIDDLING_ENTRIES * Middling::ENTRY
-        + LONG_ENTRIES * Long::ENTRY
-        + SIDE_IDS * size_of::<u32>()
-        + size_of::<Worker>();
-    let reserved = RESERVED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| {
-        Some(bytes + BYTES).filter(|bytes| *bytes <= PROCESS_LIMIT)
-    });
-    if reserved.is_ok() { Worker::with_size(0, BYTES) } else { Worker::with_size(SMALLER, 0) }
-}
-
-/// A number for each thread, in order of first use, so that threads begin at different places of a pool.
-fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static NUMBER: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
-    }
-    NUMBER.with(Cell::get)
 }

@@ -45,6 +45,7 @@ mod tasks;
 mod together;
 mod tokenizer;
 mod vocabulary;
+mod workers;
 
 pub use decode::{InvalidUtf8, TextBatch};
 pub use encode::TokenBatch;

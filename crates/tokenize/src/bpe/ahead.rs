@@ -79,6 +79,7 @@ impl Ahead {
         text: &[u8],
         bounds: &[usize],
     ) -> usize {
+        sources.tables.asked += bounds.len();
         let count = with_best_tier(LookUp::<IDS> { ahead: self, sources, text, bounds });
         if self.pending.is_empty() { count } else { count + self.settle::<IDS>(sources, text) }
     }

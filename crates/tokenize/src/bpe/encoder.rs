@@ -5,9 +5,9 @@ use std::ops::{ControlFlow, Range};
 use super::ahead::{SPANS, Sources, parts};
 use super::key::key_at;
 use super::{Bpe, BpeParts};
-use crate::cache::{Pool, Worker};
 use crate::error::TokenizeError;
 use crate::pretokenize::Pretokenizer;
+use crate::workers::{Pool, Worker};
 
 /// An id and the bytes of the text, from `start` to before `end`, that its token stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

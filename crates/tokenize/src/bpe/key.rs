@@ -96,12 +96,15 @@ impl Key {
     }
 }
 
+/// What [`mix`] multiplies with: odd numbers.
+pub(crate) const MIXERS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xadf8_5458_a2bb_4a9b];
+
 /// 64 bits of which the upper half is well mixed.
 #[inline(always)]
 pub(crate) fn mix(low: u64, high: u64) -> u64 {
-    // Odd multipliers; the rotation lets the high bits of the first product reach the low half of the second.
-    let mixed = low.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32) ^ high;
-    mixed.wrapping_mul(0xadf8_5458_a2bb_4a9b)
+    // The rotation lets the high bits of the first product reach the low half of the second.
+    let mixed = low.wrapping_mul(MIXERS[0]).rotate_left(32) ^ high;
+    mixed.wrapping_mul(MIXERS[1])
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::ops::{ControlFlow, Range};
 
 use super::ahead::{Ahead, SPANS, Sources, parts};
 use super::encoder::BytePairEncoder;
-use crate::cache::Worker;
 use crate::error::TokenizeError;
 use crate::pretokenize::{Pretokenizer, Starts};
+use crate::workers::Worker;
 
 /// Bytes that are gathered before they are looked up; a text of so many is not copied.
 const FULL: usize = 8 * 1024;

@@ -56,15 +56,27 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn gather_bits(value: u64, places: u64) -> u64 {
-        // SAFETY: BMI2 is enabled, see `Avx2`.
-        unsafe { _pext_u64(value, places) }
+        extract(value, places)
     }
 
     #[inline(always)]
     fn scatter_bits(value: u64, places: u64) -> u64 {
-        // SAFETY: BMI2 is enabled, see `Avx2`.
-        unsafe { _pdep_u64(value, places) }
+        deposit(value, places)
     }
+}
+
+/// [`Lanes::gather_bits`]; the caller's tier is AVX2 or above.
+#[inline(always)]
+pub(super) fn extract(value: u64, places: u64) -> u64 {
+    // SAFETY: the tier has BMI2.
+    unsafe { _pext_u64(value, places) }
+}
+
+/// [`Lanes::scatter_bits`]; the caller's tier is AVX2 or above.
+#[inline(always)]
+pub(super) fn deposit(value: u64, places: u64) -> u64 {
+    // SAFETY: the tier has BMI2.
+    unsafe { _pdep_u64(value, places) }
 }
 
 #[inline(always)]

@@ -44,6 +44,12 @@ pub(crate) fn look_with<const IDS: bool>(
     values: &mut [u32; PART],
 ) -> Looked {
     #[cfg(target_arch = "x86_64")]
+    if tier >= Tier::Avx512
+        && let Some(looked) = super::look_avx512::look::<IDS>(table, text, bounds, keys, values)
+    {
+        return looked;
+    }
+    #[cfg(target_arch = "x86_64")]
     if tier >= Tier::Avx2 {
         return super::look_avx2::look::<IDS>(table, text, bounds, keys, values);
     }
@@ -80,6 +86,8 @@ fn portable<const IDS: bool>(
 
 #[cfg(test)]
 mod tests {
+    use infer_accel_tensor::simd::available;
+
     use super::*;
     use crate::bpe::key::key_of;
 
@@ -94,14 +102,17 @@ mod tests {
             while let Some(&last) = bounds.last().filter(|last| **last < size) {
                 bounds.push(size.min(last + 1 + (last * 5 + seed) % (1 + seed % 23)));
             }
-            let (mut expected, mut got) = ([Key::default(); PART], [Key::default(); PART]);
-            let (mut expected_values, mut values) = ([7; PART], [7; PART]);
-            let first = portable::<true>(&table, text, &bounds, &mut expected, &mut expected_values);
-            let second = look::<true>(&table, text, &bounds, &mut got, &mut values);
-            assert_eq!((first, expected, expected_values), (second, got, values));
-            let first = portable::<false>(&table, text, &bounds, &mut expected, &mut expected_values);
-            let second = look::<false>(&table, text, &bounds, &mut got, &mut values);
-            assert_eq!((first, expected, expected_values), (second, got, values));
+            let (mut expected, mut expected_values) = ([Key::default(); PART], [7; PART]);
+            let known = portable::<true>(&table, text, &bounds, &mut expected, &mut expected_values);
+            let counted = portable::<false>(&table, text, &bounds, &mut expected, &mut expected_values);
+            for &tier in available() {
+                let (mut keys, mut values) = ([Key::default(); PART], [7; PART]);
+                let looked = look_with::<true>(tier, &table, text, &bounds, &mut keys, &mut values);
+                assert_eq!((known, expected, expected_values), (looked, keys, values), "{tier}");
+                (keys, values) = ([Key::default(); PART], [7; PART]);
+                let looked = look_with::<false>(tier, &table, text, &bounds, &mut keys, &mut values);
+                assert_eq!((counted, expected, expected_values), (looked, keys, values), "{tier}");
+            }
             for pair in bounds.windows(2).step_by(2) {
                 table.insert(key_of(&text[pair[0]..pair[1]]), (1 + seed as u32 % 3) << 24 | seed as u32);
             }

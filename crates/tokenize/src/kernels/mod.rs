@@ -6,9 +6,13 @@
 mod append;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod look;
 #[cfg(target_arch = "x86_64")]
 mod look_avx2;
+#[cfg(target_arch = "x86_64")]
+mod look_avx512;
 mod portable;
 mod prefetch;
 mod table;
@@ -63,6 +67,26 @@ pub(crate) trait Lanes {
     fn gather_bits(value: u64, places: u64) -> u64;
     /// The inverse: the low bits of `value`, moved to the set places of `places`.
     fn scatter_bits(value: u64, places: u64) -> u64;
+
+    /// Writes `base` and the place of each set bit added, in order. What stands behind them in `room` is lost.
+    #[inline(always)]
+    fn places(base: usize, bits: u64, room: &mut [usize; BLOCK]) {
+        places(base, bits, room);
+    }
+}
+
+/// [`Lanes::places`]: eight at a time, the superfluous ones overwritten later; no branch for each bit.
+#[inline(always)]
+fn places(base: usize, mut bits: u64, room: &mut [usize; BLOCK]) {
+    for eight in room.as_chunks_mut::<8>().0 {
+        for slot in eight {
+            *slot = base + bits.trailing_zeros() as usize;
+            bits &= bits.wrapping_sub(1);
+        }
+        if bits == 0 {
+            break;
+        }
+    }
 }
 
 /// Work that does the same on every tier, only faster.
@@ -93,7 +117,9 @@ pub(crate) fn fill<G: Grammar>(text: &[u8], starts: &mut Starts) {
 /// [`fill`] with a tier of the caller's choice, which must not be above the detected one.
 pub(crate) fn fill_with<G: Grammar>(tier: Tier, text: &[u8], starts: &mut Starts) {
     #[cfg(target_arch = "x86_64")]
-    if tier >= Tier::Avx2 {
+    if tier >= Tier::Avx512 {
+        return avx512::fill::<G>(text, starts);
+    } else if tier >= Tier::Avx2 {
         return avx2::fill::<G>(text, starts);
     }
     let _ = tier;
@@ -102,28 +128,72 @@ pub(crate) fn fill_with<G: Grammar>(tier: Tier, text: &[u8], starts: &mut Starts
 
 #[cfg(test)]
 mod tests {
+    use infer_accel_tensor::simd::available;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::pretokenize::grammar::{Cl100k, DeepSeek, Gpt2, Llama3, O200k};
+
+    const PART_OF_TEXT: &str =
+        "[a-zA-Z]{0,9}|[ \\t\\r\\n]{1,3}|[0-9]{1,7}|[ -/]{1,4}|.|[à-öА-я一-丁]{1,5}|'s|'LL|ſ";
+
+    /// Where all spans of a text start, and the end of the last one.
+    fn bounds<G: Grammar>(tier: Tier, text: &str) -> Vec<usize> {
+        let (mut starts, mut all, mut at) = (Starts::new(), vec![0], 0);
+        while at < text.len() {
+            fill_with::<G>(tier, &text.as_bytes()[at..], &mut starts);
+            all.extend(starts.bounds()[1..].iter().map(|bound| at + bound));
+            at = all[all.len() - 1];
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn tiers_split_alike(parts in prop::collection::vec(PART_OF_TEXT, 0..160)) {
+            let text = parts.concat();
+            for &tier in available() {
+                prop_assert_eq!(bounds::<Cl100k>(tier, &text), bounds::<Cl100k>(Tier::Portable, &text));
+                prop_assert_eq!(bounds::<Gpt2>(tier, &text), bounds::<Gpt2>(Tier::Portable, &text));
+                prop_assert_eq!(bounds::<Llama3>(tier, &text), bounds::<Llama3>(Tier::Portable, &text));
+                prop_assert_eq!(bounds::<O200k>(tier, &text), bounds::<O200k>(Tier::Portable, &text));
+                prop_assert_eq!(bounds::<DeepSeek>(tier, &text), bounds::<DeepSeek>(Tier::Portable, &text));
+            }
+        }
+    }
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn avx2_classifies_as_the_portable_tier() {
-        if infer_accel_tensor::simd::detected() < Tier::Avx2 {
-            return;
-        }
+    fn tiers_classify_as_the_portable_one() {
+        let detected = infer_accel_tensor::simd::detected();
         for shift in 0..=u8::MAX {
             let mut bytes = [0; BLOCK];
             for (place, byte) in bytes.iter_mut().enumerate() {
                 *byte = (place as u8).wrapping_mul(5).wrapping_add(shift);
             }
-            assert_eq!(avx2::plain::classify(&bytes), portable::Portable::classify(&bytes));
-            let places = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+            let masks = portable::Portable::classify(&bytes);
+            let bits = u64::from_le_bytes(bytes[..8].try_into().unwrap());
             let value = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
-            let expected = portable::Portable::gather_bits(value, places);
-            assert_eq!(avx2::plain::gather_bits(value, places), expected);
-            assert_eq!(
-                avx2::plain::scatter_bits(value, places),
-                portable::Portable::scatter_bits(value, places)
-            );
+            if detected >= Tier::Avx2 {
+                assert_eq!(avx2::plain::classify(&bytes), masks);
+                let expected = portable::Portable::gather_bits(value, bits);
+                assert_eq!(avx2::plain::gather_bits(value, bits), expected);
+                assert_eq!(
+                    avx2::plain::scatter_bits(value, bits),
+                    portable::Portable::scatter_bits(value, bits)
+                );
+            }
+            if detected >= Tier::Avx512 {
+                assert_eq!(avx512::plain::classify(&bytes), masks);
+                for bits in [bits, !bits, bits & value, u64::MAX, 1 << (shift % 64), 0] {
+                    let count = bits.count_ones() as usize;
+                    let mut expected = [0; BLOCK];
+                    places(1000, bits, &mut expected);
+                    assert!(expected[..count].iter().all(|place| bits >> (place - 1000) & 1 != 0));
+                    let Some(got) = avx512::plain::places(1000, bits) else { continue };
+                    assert_eq!(got[..count], expected[..count]);
+                }
+            }
         }
     }
 }

@@ -65,20 +65,12 @@ impl Starts {
 
     /// Pushes the place of each set bit; room for [`BLOCK`] of them must be left.
     #[inline(always)]
-    fn push_bits(&mut self, base: usize, mut bits: u64) {
-        let count = bits.count_ones() as usize;
-        let Some(room) = self.places.get_mut(self.count..self.count + BLOCK) else { return };
-        // Eight at a time, the superfluous ones overwritten later: no branch for each bit.
-        for eight in room.chunks_exact_mut(8) {
-            for slot in eight {
-                *slot = base + bits.trailing_zeros() as usize;
-                bits &= bits.wrapping_sub(1);
-            }
-            if bits == 0 {
-                break;
-            }
-        }
-        self.count += count;
+    fn push_bits<K: Lanes>(&mut self, base: usize, bits: u64) {
+        let Some(room) = self.places.get_mut(self.count..).and_then(|room| room.first_chunk_mut()) else {
+            return;
+        };
+        K::places(base, bits, room);
+        self.count += bits.count_ones() as usize;
     }
 }
 
@@ -91,7 +83,7 @@ pub(crate) fn fill<G: Grammar, K: Lanes>(text: &[u8], starts: &mut Starts) {
     while at < text.len() && !starts.is_full() {
         let (bits, step) = if text.len() - at < SHORT { (0, 0) } else { scan_block::<G, K>(text, at) };
         if step > 0 {
-            starts.push_bits(at, bits);
+            starts.push_bits::<K>(at, bits);
             at += step;
             failures = 0;
             continue;

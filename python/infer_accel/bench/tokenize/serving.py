@@ -46,7 +46,7 @@ def cases(bench: Bench, family: data.Family, prose: str) -> Iterator[Case]:
     chat = _chat(bench, family, tokenizer, prose[:8_000])
     if chat is not None:
         yield chat
-    hashed = _hashed(bench, family, tokenizer, prose[8_000:16_000])
+    hashed = _hashed(bench, family, prose[8_000:16_000])
     if hashed is not None:
         yield hashed
     yield _load(bench, family)
@@ -164,7 +164,7 @@ def _messages(text: str) -> list[dict[str, str]]:
     return [{"role": roles[turn % 2], "content": part} for turn, part in enumerate(parts)]
 
 
-def _hashed(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) -> Case | None:
+def _hashed(bench: Bench, family: data.Family, text: str) -> Case | None:
     """Time what a router asks caches for: from messages to the hashes of their blocks."""
     jinja, cbor2 = bench.rival("jinja2"), bench.rival("cbor2")
     if jinja is None or cbor2 is None:
@@ -172,7 +172,7 @@ def _hashed(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tokenizer.json").symlink_to(Path(family.tokenizer_json).resolve())
         Path(folder, "chat_template.jinja").write_text(_TEMPLATE)
-        ours = Tokenizer.from_dir(folder)
+        tokenizer = Tokenizer.from_dir(folder)
     messages = _messages(text)
     template = jinja.Environment(trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
 
@@ -196,7 +196,7 @@ def _hashed(bench: Bench, family: data.Family, tokenizer: Tokenizer, text: str) 
 
     options: dict[str, Any] = {"block_size": _BLOCK, "trust_messages": True}
     contender = Contender(
-        "infer-accel hash_prompt", lambda: hash_prompt(ours, messages, **options).hashes, check=check
+        "infer-accel hash_prompt", lambda: hash_prompt(tokenizer, messages, **options).hashes, check=check
     )
     peers = [
         Contender("jinja2, infer-accel and hashlib", one_by_one, check=check),
