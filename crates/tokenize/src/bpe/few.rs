@@ -7,7 +7,7 @@ use super::next_merge::{LANES, NO_MERGE, NO_MERGE_FROM, PLACE_BITS, PLACES, leas
 use super::pairs::Pairs;
 use super::symbols::Characters;
 use super::vocabulary::Vocabulary;
-use crate::kernels::{Work, with_best_tier};
+use crate::kernels::{Work, with_avx2};
 
 /// The longest span in bytes: looking through all pairs for the next merge is faster than a heap. One bit each.
 pub(crate) const FEW: usize = PLACES;
@@ -143,7 +143,7 @@ impl Few {
 
     /// Merges `span`, which has at most [`FEW`] bytes; what is longer is cut.
     pub(super) fn merge_alone(&mut self, model: &Model<'_>, span: &[u8]) {
-        with_best_tier(Alone { few: self, model, span });
+        with_avx2(Alone { few: self, model, span });
     }
 
     /// Does the next merge and asks for the memory that [`Self::settle`] reads; false if none is left.

@@ -8,7 +8,7 @@ use super::long::Pieces;
 use super::pairs::{NO_RANK, Pairs};
 use super::symbols::Characters;
 use super::vocabulary::Vocabulary;
-use crate::kernels::{Work, with_best_tier};
+use crate::kernels::{Work, with_avx2};
 
 const NONE: u32 = u32::MAX;
 
@@ -67,7 +67,7 @@ pub(super) fn merge_abreast<'s>(
         count += 1;
     }
     let (few, spans) = (few.get_mut(..count).unwrap_or_default(), listed.get(..count).unwrap_or_default());
-    with_best_tier(TakeTurns { model, few, spans });
+    with_avx2(TakeTurns { model, few, spans });
     for (place, few) in few.iter().enumerate() {
         emit(place, few);
     }

@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 };
 
 use super::avx2::{deposit, extract};
-use super::{BLOCK, Lanes, Masks};
+use super::{BLOCK, Lanes, Masks, Work};
 use crate::pretokenize::block::{self, Starts};
 use crate::pretokenize::grammar::Grammar;
 
@@ -33,6 +33,17 @@ pub(super) fn fill<G: Grammar>(text: &[u8], starts: &mut Starts) {
         // SAFETY: the caller's tier is AVX-512 or above, which `infer_accel_tensor::simd` detected with all of these.
         unsafe { enabled::<G>(text, starts) }
     }
+}
+
+/// Runs the work, compiled for AVX-512; the caller's tier is AVX-512 or above.
+#[inline(always)]
+pub(super) fn run<W: Work>(work: W) -> W::Outcome {
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn enabled<W: Work>(work: W) -> W::Outcome {
+        work.run()
+    }
+    // SAFETY: the tier is AVX-512 or above, which `infer_accel_tensor::simd` detected with all of these.
+    unsafe { enabled(work) }
 }
 
 impl<const MOVES: bool> Lanes for Avx512<MOVES> {

@@ -103,6 +103,16 @@ pub(crate) trait Work {
 #[inline(always)]
 pub(crate) fn with_best_tier<W: Work>(work: W) -> W::Outcome {
     #[cfg(target_arch = "x86_64")]
+    if tier() >= Tier::Avx512 {
+        return avx512::run(work);
+    }
+    with_avx2(work)
+}
+
+/// Runs the work, compiled for AVX2 where that is there: what wider vectors make no faster.
+#[inline(always)]
+pub(crate) fn with_avx2<W: Work>(work: W) -> W::Outcome {
+    #[cfg(target_arch = "x86_64")]
     if tier() >= Tier::Avx2 {
         return avx2::run(work);
     }
