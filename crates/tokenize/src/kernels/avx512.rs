@@ -18,21 +18,23 @@ struct Avx512<const MOVES: bool>;
 
 /// [`block::fill`], compiled for AVX-512; the caller's tier is AVX-512 or above.
 pub(super) fn fill<G: Grammar>(text: &[u8], starts: &mut Starts) {
-    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
-    fn enabled<G: Grammar>(text: &[u8], starts: &mut Starts) {
-        block::fill::<G, Avx512<false>>(text, starts);
-    }
-    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2")]
-    fn moving<G: Grammar>(text: &[u8], starts: &mut Starts) {
-        block::fill::<G, Avx512<true>>(text, starts);
-    }
     if std::arch::is_x86_feature_detected!("avx512vbmi2") {
         // SAFETY: as below, and the processor has VBMI2.
-        unsafe { moving::<G>(text, starts) }
+        unsafe { fill_moving::<G>(text, starts) }
     } else {
         // SAFETY: the caller's tier is AVX-512 or above, which `infer_accel_tensor::simd` detected with all of these.
-        unsafe { enabled::<G>(text, starts) }
+        unsafe { fill_plainly::<G>(text, starts) }
     }
+}
+
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2")]
+fn fill_moving<G: Grammar>(text: &[u8], starts: &mut Starts) {
+    block::fill::<G, Avx512<true>>(text, starts);
+}
+
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
+fn fill_plainly<G: Grammar>(text: &[u8], starts: &mut Starts) {
+    block::fill::<G, Avx512<false>>(text, starts);
 }
 
 /// Runs the work, compiled for AVX-512; the caller's tier is AVX-512 or above.
@@ -143,7 +145,13 @@ fn load(bytes: &[u8; BLOCK]) -> __m512i {
 /// The operations as plain functions, for the tests.
 #[cfg(test)]
 pub(super) mod plain {
-    use super::{BLOCK, Masks};
+    use super::{BLOCK, Grammar, Masks, Starts};
+
+    /// [`super::fill`] as processors without VBMI2 do it. The tests ask for the tier first.
+    pub(crate) fn fill<G: Grammar>(text: &[u8], starts: &mut Starts) {
+        // SAFETY: as said above.
+        unsafe { super::fill_plainly::<G>(text, starts) }
+    }
 
     /// The tests ask for the tier first.
     pub(crate) fn classify(bytes: &[u8; BLOCK]) -> Masks {
@@ -153,10 +161,12 @@ pub(super) mod plain {
 
     /// The places of the bits; `None` on processors without VBMI2.
     pub(crate) fn places(base: usize, bits: u64) -> Option<[usize; BLOCK]> {
+        if !std::arch::is_x86_feature_detected!("avx512vbmi2") {
+            return None;
+        }
         let mut room = [0; BLOCK];
         // SAFETY: asked for just before.
-        std::arch::is_x86_feature_detected!("avx512vbmi2")
-            .then(|| unsafe { super::places(base, bits, &mut room) })?;
+        unsafe { super::places(base, bits, &mut room) };
         Some(room)
     }
 }
