@@ -1,9 +1,15 @@
-"""Whole files or none: what is written lies beside its target and takes its name only when complete."""
+"""Files that somebody named.
+
+Whole files or none: what is written lies beside its target and takes its name only when complete. What is read is a
+plain file: opening a pipe would wait for its writer, perhaps for ever.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +17,41 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["replace_file", "write_text"]
+__all__ = ["read_plain", "replace_file", "write_text"]
+
+#: Where the descriptors lie that a process was given, such as a shell's ``<(command)``: their writers are there.
+_GIVEN = ("/proc/", "/dev/fd/")
+
+
+def read_plain(path: str | os.PathLike[str], *, given_pipes: bool = False) -> bytes:
+    """Return the content of a file.
+
+    Parameters
+    ----------
+    path
+        The file; links are followed.
+    given_pipes
+        Whether to read pipes that this process was started with (``/dev/stdin``, a shell's ``<(command)``), too.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is a directory, a device or any other pipe.
+    """
+    if given_pipes and Path(path).is_fifo() and os.path.realpath(path).startswith(_GIVEN):
+        return Path(path).read_bytes()
+    flags = (
+        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    )
+    handle = os.open(path, flags)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise OSError(number, f"it is {what}; name a plain file", os.fspath(path))
+    with os.fdopen(handle, "rb") as file:
+        return file.read()
 
 
 @contextmanager

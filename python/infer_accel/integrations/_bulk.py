@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infer_accel._files import read_plain
 from infer_accel.errors import ArgumentError, TokenizerError
 from infer_accel.tokenize import Tokenizer
 
@@ -62,11 +63,11 @@ def _digest(path: str) -> str:
     content = hashlib.sha256()
     try:
         if not found.is_dir():
-            content.update(found.read_bytes())
+            content.update(read_plain(found))
             return content.hexdigest()
         files = [file for file in found.iterdir() if file.suffix in _TOKENIZER_SUFFIXES and file.is_file()]
         for file in sorted(files):
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest = hashlib.sha256(read_plain(file)).hexdigest()
             content.update(f"{file.name} {digest}\n".encode())
     except OSError as error:
         message = f"the tokenizer {path} cannot be read: {error}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from infer_accel import _backend
+from infer_accel._files import read_plain
 
 if TYPE_CHECKING:
     import os
@@ -60,11 +60,11 @@ class Trace:
         Raises
         ------
         OSError
-            The file cannot be read.
+            The file cannot be read, or is a pipe that this process was not started with.
         ArgumentError
             A line is wrong; the text says which, and how.
         """
-        return cls.parse(Path(path).read_bytes())
+        return cls.parse(read_plain(path, given_pipes=True))
 
     @classmethod
     def parse(cls, data: bytes) -> Trace:

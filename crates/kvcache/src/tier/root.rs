@@ -11,9 +11,10 @@ use super::TierError;
 use super::check::Checksum;
 use super::device::Device;
 use super::record::Kind;
+use infer_accel_tensor::files::open_plain;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -131,11 +132,17 @@ fn take_writer(path: &Path, writer: Option<u32>) -> Result<(u32, PathBuf, File),
     })
 }
 
+fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_plain(path)?.0.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Writes the manifest of a new directory, or compares that of an old one.
 fn check_manifest(path: &Path, kind: &Kind) -> Result<(), TierError> {
     let manifest = path.join(MANIFEST);
     let expected = fields(kind);
-    match fs::read(&manifest) {
+    match read_plain(&manifest) {
         Ok(bytes) => compare(&manifest, path, &String::from_utf8_lossy(&bytes), &expected),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut text = format!("{MANIFEST_TITLE}\n");

@@ -100,9 +100,9 @@ mod system {
     use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
     use std::path::Path;
 
-    /// Refuses to open a symbolic link.
+    /// Refuses to open a symbolic link, and does not wait for the other end of a pipe.
     pub(in super::super) fn no_follow(options: &mut OpenOptions) {
-        options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
     }
 
     /// Device and inode: two paths that have the same are the same thing.

@@ -44,7 +44,16 @@ impl Place {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let parent = parent.canonicalize().map_err(CheckpointError::read(parent))?;
+        let parent = parent.canonicalize().map_err(|error| {
+            let source = match error.kind() {
+                io::ErrorKind::NotFound => io::Error::new(
+                    error.kind(),
+                    "there is no such directory; make it first, the output is to lie in it",
+                ),
+                _ => error,
+            };
+            CheckpointError::Read { path: parent.to_owned(), source }
+        })?;
         let whole = parent.join(name);
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use infer_accel_tensor::files::open;
+
 use super::header::{PREFIX, too_large};
 use super::{Header, Limits, TensorEntry};
 use crate::Error;
@@ -128,22 +130,6 @@ fn unreadable(error: &io::Error) -> Problem {
         return Problem::new(ProblemCode::Truncated, "", "the file became shorter while it was being read");
     }
     Problem::new(ProblemCode::Read, "", format!("the system refuses to read it: {error}"))
-}
-
-#[cfg(unix)]
-fn open(path: &Path, follow_symlinks: bool) -> io::Result<fs::File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    // Without O_NONBLOCK, opening a pipe would wait for its other end. On a plain file it means nothing.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | if follow_symlinks { 0 } else { libc::O_NOFOLLOW };
-    fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
-}
-
-#[cfg(not(unix))]
-fn open(path: &Path, follow_symlinks: bool) -> io::Result<fs::File> {
-    if !follow_symlinks && fs::symlink_metadata(path)?.file_type().is_symlink() {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    fs::File::open(path)
 }
 
 #[cfg(unix)]

@@ -10,7 +10,10 @@ mod tiktoken;
 mod tokenizer_json;
 mod well_known;
 
+use std::io::Read as _;
 use std::path::Path;
+
+use infer_accel_tensor::files::open_plain;
 
 use crate::error::{Result, TokenizeError};
 use crate::tokenizer::Tokenizer;
@@ -75,11 +78,14 @@ fn from_bytes_with(content: &[u8], framing: sentencepiece::Framing) -> Result<To
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     let failed = |source| TokenizeError::Read { path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(failed)?.len();
+    let (file, size) = open_plain(path).map_err(failed)?;
     if size > MAX_FILE_BYTES {
         return Err(unknown(&format!("a file of {size} bytes"), "no tokenizer is larger than 1 GiB"));
     }
-    std::fs::read(path).map_err(failed)
+    let mut content = Vec::with_capacity(size as usize);
+    // It may grow meanwhile.
+    file.take(MAX_FILE_BYTES).read_to_end(&mut content).map_err(failed)?;
+    Ok(content)
 }
 
 fn unknown(found: &str, hint: &str) -> TokenizeError {

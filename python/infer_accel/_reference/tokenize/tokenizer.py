@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infer_accel._files import read_plain
 from infer_accel._reference.tokenize.alphabet import printable
 from infer_accel._reference.tokenize.encoding import encode, encode_segments, locate, pad
 from infer_accel._reference.tokenize.growing import Session, StreamDecoder
@@ -35,10 +36,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str) -> Tokenizer:
         """Read a ``tokenizer.json`` of a byte-level BPE."""
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise TokenizerError(f"cannot read {path}: {error}", code="tokenizer.read") from error
+        content = _content_of(path)
         if not content.lstrip().startswith(b"{"):
             message = f"{path} is no tokenizer.json; for tiktoken ranks use Tokenizer.from_tiktoken"
             raise TokenizerError(message, code="tokenizer.unknown_format")
@@ -59,7 +57,7 @@ class Tokenizer:
         cls, path: str, pattern: str, special_tokens: Sequence[tuple[str, int]], eos_token: str | None
     ) -> Tokenizer:
         """Read lines of ``base64 rank``."""
-        lines = [line.split() for line in Path(path).read_bytes().splitlines() if line.strip()]
+        lines = [line.split() for line in _content_of(path).splitlines() if line.strip()]
         try:
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
         except ValueError as error:
@@ -288,6 +286,13 @@ class Tokenizer:
     def is_native(self) -> bool:
         """Whether the native pipeline does the work: never here."""
         return False
+
+
+def _content_of(path: str) -> bytes:
+    try:
+        return read_plain(path)
+    except OSError as error:
+        raise TokenizerError(f"cannot read {path}: {error}", code="tokenizer.read") from error
 
 
 def _checked(text: object) -> str:
