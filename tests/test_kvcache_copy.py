@@ -162,6 +162,25 @@ OVERLAPS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float8_e4m3fn", "int64", "bool"])
+@pytest.mark.parametrize("to_torch", [False, True])
+def test_between_libraries(implementation: Any, name: str, to_torch: bool) -> None:
+    """A format is the same whichever library has it, and another one is another although it is as wide."""
+    kind = np.dtype(getattr(ml_dtypes, name, name))
+    array = np.ones((3, 4), kind)[::-1]
+    tensor = torch.zeros(3, 4, dtype=getattr(torch, name))
+    source, target = (array, tensor) if to_torch else (tensor, array)
+    implementation.page_copy([source], [target], [[0, 2]])
+    assert target[2].tolist() == source[0].tolist()
+    assert target[1].tolist() != source[1].tolist()
+    other = np.zeros((3, 4), f"u{kind.itemsize}")
+    for pair in ((tensor, other), (other, tensor)):
+        with pytest.raises(errors.DTypeError) as refused:
+            implementation.page_copy([pair[0]], [pair[1]], [[0, 1]])
+        assert refused.value.code == "dtype.pages"
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
 @pytest.mark.parametrize(("name", "make"), OVERLAPS, ids=[name for name, _ in OVERLAPS])
 def test_overlaps_are_refused(implementation: Any, name: str, make: Any) -> None:
     array = np.arange(32).reshape(8, 4)

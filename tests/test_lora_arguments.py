@@ -226,6 +226,26 @@ APPLIES: dict[str, tuple[Callable[[], object], type[Exception], str, str]] = {
         lambda: lora.Adapter.from_arrays({"q": (z(2, 6), z(4, 2))}, alpha="2"),  # type: ignore[arg-type]
         TypeError, "", "real number",
     ),
+    "swapped bytes in an adapter": (
+        lambda: lora.Adapter.from_arrays({"q": (z(2, 6, dtype=">f4"), z(4, 2))}, alpha=2),
+        errors.LayoutError, "layout.byte_order", "swapped",
+    ),
+    "lists in an adapter": (
+        lambda: lora.Adapter.from_arrays({"q": ([[1.0]], [[1.0]])}, alpha=2),  # type: ignore[dict-item]
+        errors.DTypeError, "dtype.not_a_tensor", "list",
+    ),
+    "layers in a list": (
+        lambda: lora.Adapter.from_arrays([z(2, 6), z(4, 2)], alpha=2),  # type: ignore[arg-type]
+        errors.ArgumentError, "argument.matrices", "list came as layers",
+    ),
+    "one matrix of a layer": (
+        lambda: lora.Adapter.from_arrays({"q": z(2, 6)}, alpha=2),  # type: ignore[dict-item]
+        errors.ArgumentError, "argument.matrices", "(lora_A, lora_B)",
+    ),
+    "no alpha for a layer": (
+        lambda: lora.Adapter.from_arrays({"q": (z(2, 6), z(4, 2))}, alpha={"k": 2}),
+        errors.ArgumentError, "argument.alpha", "no value for q",
+    ),
     "a text as weight": (
         lambda: lora.combine(
             [lora.Adapter.from_arrays({"q": (z(2, 6), z(4, 2))}, alpha=2)], ["1"], method="linear"  # type: ignore[list-item]
@@ -390,3 +410,12 @@ def test_after_a_fork() -> None:
     assert ours.recv() == expected
     child.join(60)
     assert child.exitcode == 0
+
+
+def test_adapters_of_tensors_of_torch() -> None:
+    a, b = torch.randn(6, 2).t().to(torch.bfloat16), torch.randn(4, 2)
+    (layer,) = lora.Adapter.from_arrays({"q": (a, b)}, alpha=2).layers
+    assert layer.lora_A.astype(np.float32).tolist() == a.float().tolist()
+    assert layer.lora_B.tolist() == b.tolist()
+    with pytest.raises(errors.GradientError):
+        lora.Adapter.from_arrays({"q": (a, torch.nn.Parameter(b))}, alpha=2)

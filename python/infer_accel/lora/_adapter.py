@@ -10,10 +10,11 @@ import numpy as np
 
 from infer_accel import _backend
 from infer_accel._numbers import real
-from infer_accel.errors import AdapterError
+from infer_accel.errors import AdapterError, ArgumentError
 from infer_accel.lora._layers import AdapterLedger, AdapterUpdate, Problem, array_of, layer_of
 
 if TYPE_CHECKING:
+    from infer_accel._typing import Tensor
     from infer_accel.lora._layers import AdapterLayer, Array, CoreLayer, CoreLedger, CoreTensor
 
 __all__ = ["Adapter", "examine", "wrap"]
@@ -127,7 +128,7 @@ class Adapter:
     @classmethod
     def from_arrays(
         cls,
-        layers: Mapping[str, tuple[Array, Array]],
+        layers: Mapping[str, tuple[Tensor, Tensor]],
         *,
         alpha: float | Mapping[str, float],
         use_rslora: bool = False,
@@ -139,7 +140,7 @@ class Adapter:
         layers
             ``lora_A`` and ``lora_B`` of each module: ``[rank, in]`` and ``[out, rank]``, or
             ``[rank, in, kernel…]`` and ``[out, rank, 1…]`` of a convolution; float32, float16 or bfloat16
-            (``ml_dtypes``), any strides.
+            (``ml_dtypes``, or torch's), any strides.
         alpha
             The alpha of all modules, or of each.
         use_rslora
@@ -154,8 +155,10 @@ class Adapter:
         ------
         AdapterError
             Numbers that are not finite, shapes that do not fit; ``problems`` holds all of them.
-        DTypeError
-            Another number format.
+        DTypeError, LayoutError, GradientError
+            Another number format or byte order, or a tensor that cannot be read as it lies.
+        ArgumentError
+            No pairs of matrices, or no alpha for a module.
 
         Examples
         --------
@@ -164,9 +167,10 @@ class Adapter:
         >>> Adapter.from_arrays({"q_proj": factors}, alpha=8, use_rslora=True).scaling
         4.0
         """
+        _check_layers(layers, alpha)
         parts = [
-            (name, real(alpha[name] if isinstance(alpha, Mapping) else alpha), _parts(a), _parts(b))
-            for name, (a, b) in layers.items()
+            (name, real(alpha[name] if isinstance(alpha, Mapping) else alpha), *_matrices(name, pair))
+            for name, pair in layers.items()
         ]
         return wrap(_backend.load("lora").Adapter.from_parts(parts, use_rslora))
 
@@ -336,6 +340,27 @@ def wrap(core: _CoreAdapter) -> Adapter:
     return adapter
 
 
-def _parts(array: Array) -> tuple[str, list[int], bytes]:
-    """Return format, shape and bytes of an array."""
-    return array.dtype.name, list(array.shape), np.ascontiguousarray(array).tobytes()
+def _check_layers(layers: object, alpha: object) -> None:
+    if not isinstance(layers, Mapping):
+        message = (
+            f"{type(layers).__name__} came as layers; pass a dict of (lora_A, lora_B) by the names of modules"
+        )
+        raise ArgumentError(message, code="argument.matrices")
+    if isinstance(alpha, Mapping) and (missing := [str(name) for name in layers if name not in alpha]):
+        message = f"alpha has no value for {', '.join(missing)}; give one for each"
+        raise ArgumentError(message, code="argument.alpha")
+
+
+def _matrices(name: str, pair: object) -> list[tuple[str, list[int], bytes]]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ArgumentError(f"{name}: what came is no pair; pass (lora_A, lora_B)", code="argument.matrices")
+    return [_parts(matrix) for matrix in pair]
+
+
+def _parts(matrix: Tensor) -> tuple[str, list[int], bytes]:
+    """Return format, shape and bytes of a matrix."""
+    from infer_accel._reference._floats import dtype_name  # noqa: PLC0415 - seldom needed
+    from infer_accel._reference.kvcache import arguments  # noqa: PLC0415 - seldom needed
+
+    array = arguments.array_of(matrix)
+    return dtype_name(matrix), list(array.shape), np.ascontiguousarray(array).tobytes()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infer_accel._reference._floats import dtype_name
 from infer_accel._reference.kvcache.arguments import array_of, flat_of, integers_of
 from infer_accel.errors import ArgumentError, DTypeError, IdError, OverlapError, ShapeError
 
@@ -77,14 +78,14 @@ def _copy(
     if threads is not None and threads < 1:
         code = "argument.num_threads" if threads == 0 else "argument.count"
         raise ArgumentError(f"num_threads={threads} came", code=code)
-    layers = [array_of(source) for source in sources], [array_of(target, writable=True) for target in targets]
+    layers = [_bits(source) for source in sources], [_bits(target, writable=True) for target in targets]
     if len(layers[0]) != len(layers[1]):
         raise ShapeError(f"{len(sources)} layers came for {len(targets)}", code="shape.layers")
     if axis < 0 and layers[0]:
         axis += layers[0][0].ndim
     pairs = list(zip(*layers, strict=True))
-    for source, target in pairs:
-        _check_layer(source, target, axis)
+    for (source, target), *tensors in zip(pairs, sources, targets, strict=True):
+        _check_layer(source, target, axis, [dtype_name(tensor) for tensor in tensors])
     moved = [(np.moveaxis(source, axis, 0), np.moveaxis(target, axis, 0)) for source, target in pairs]
     _check_rows(rows, *(min((len(pair[side]) for pair in moved), default=0) for side in (0, 1)))
     _check_overlap(moved, rows)
@@ -94,12 +95,20 @@ def _copy(
             target[row[1]] = page
 
 
-def _check_layer(source: npt.NDArray[np.generic], target: npt.NDArray[np.generic], axis: int) -> None:
+def _bits(tensor: Tensor, *, writable: bool = False) -> npt.NDArray[np.generic]:
+    """Return a tensor's memory as integers, whichever library it comes from."""
+    array = array_of(tensor, writable=writable)
+    return array.view(f"u{array.itemsize}")
+
+
+def _check_layer(
+    source: npt.NDArray[np.generic], target: npt.NDArray[np.generic], axis: int, formats: list[str]
+) -> None:
     for array in (source, target):
         if not 0 <= axis < array.ndim:
             raise ArgumentError(f"axis={axis} came for {array.ndim} dimensions", code="argument.axis")
-    if source.dtype != target.dtype:
-        raise DTypeError(f"{source.dtype} and {target.dtype} came", code="dtype.pages")
+    if formats[0] != formats[1]:
+        raise DTypeError(f"{' and '.join(formats)} came", code="dtype.pages")
     if np.delete(source.shape, axis).tolist() != np.delete(target.shape, axis).tolist():
         raise ShapeError(f"pages of {source.shape} and {target.shape} came", code="shape.pages")
 
