@@ -13,10 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from tests.scripts import ROOT, loaded
 
 from infer_accel import errors
+from infer_accel.kvcache import page_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,6 +148,13 @@ def python_codes() -> Iterator[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
                 yield str(node.value.value)
+
+
+def test_an_error_is_one_line() -> None:
+    """What came may be an array, which is shown in several."""
+    with pytest.raises(errors.InferAccelError) as refused:
+        page_copy(np.ones((2, 2)), np.ones((2, 2)), [[0, 1]], stream=np.ones((2, 2)))  # type: ignore[arg-type]
+    assert str(refused.value).startswith("stream=[[1. 1.] [1. 1.]] came; ")
 
 
 def test_every_error_code_is_explained() -> None:

@@ -83,3 +83,29 @@ def test_bad_prompts(tokenizer: Tokenizer, prompt: Any, options: Any, error: Any
     with pytest.raises(error) as caught:
         kvcache.hash_prompt(tokenizer, prompt, **({"block_size": 16} | options))
     assert caught.value.code == code
+
+
+class Name(str):
+    """What is more than a text, as a member of an enumeration is."""
+
+    __slots__ = ("more",)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256_cbor", "sha256", "xxhash_cbor", "xxhash"])
+def test_names_are_texts_whatever_else_they_are(algorithm: Any) -> None:
+    ids = list(range(32))
+    plain, more = (
+        kvcache.hash_prompt(
+            None,  # type: ignore[arg-type]  # ids need no tokenizer
+            ids, block_size=16, algorithm=algorithm, salt=text("tenant"), adapter=(text("german"), text("/german")),
+        ).hashes
+        for text in (str, Name)
+    )  # fmt: skip
+    assert np.array_equal(plain, more)
+
+
+def test_a_name_of_two_letters_is_no_name_and_path() -> None:
+    for adapter in ("de", "german"):
+        with pytest.raises(errors.ArgumentError) as refused:
+            kvcache.hash_prompt(None, list(range(32)), block_size=16, adapter=adapter)  # type: ignore[arg-type]
+        assert refused.value.code == "argument.adapter"

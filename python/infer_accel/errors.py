@@ -55,7 +55,8 @@ class InferAccelError(Exception):
     code: str = "error"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
-        super().__init__(message)
+        # One line, whatever came: logs and shells show it whole.
+        super().__init__(" ".join(message.split()) if "\n" in message else message)
         if code is not None:
             self.code = code
 

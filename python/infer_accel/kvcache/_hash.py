@@ -235,12 +235,17 @@ def prompt_keys(
     salt: str | None, adapter: tuple[str, str] | None
 ) -> tuple[tuple[ExtraKey, ...] | None, tuple[ExtraKey, ...] | None]:
     """Return the extra keys of a prompt's first block, and those of all others."""
-    named: tuple[str, ...] = adapter or ()
-    lora = (("lora", *named),) if named else ()
-    if len(named) not in {0, 2}:
+    named: Sequence[str] = adapter or ()
+    if isinstance(named, str) or len(named) not in {0, 2}:
         message = f"adapter={adapter!r} came; pass the adapter's name and its path"
         raise ArgumentError(message, code="argument.adapter")
-    return (*lora, ("cache_salt", salt)) if salt else lora or None, lora or None
+    lora = (("lora", *map(_plain, named)),) if named else ()
+    return (*lora, ("cache_salt", _plain(salt))) if salt else lora or None, lora or None
+
+
+def _plain(text: ExtraKey) -> ExtraKey:
+    """Return the text of what may be more than a text, such as a member of an enumeration."""
+    return str.__str__(text) if isinstance(text, str) else text
 
 
 def _needs_pickle(algorithm: Algorithm, keys: Sequence[tuple[ExtraKey, ...] | None]) -> bool:
