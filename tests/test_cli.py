@@ -401,6 +401,24 @@ class TestTheCore:
         assert "[backend.missing]" in line
 
 
+class TestOutput:
+    @pytest.mark.skipif(os.name == "nt", reason="names of other bytes are a thing of POSIX")
+    @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+    def test_what_the_encoding_lacks_is_escaped(self, tmp_path: Path, encoding: str) -> None:
+        vocabulary = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": vocabulary}))
+        name = b"\xff \xe6\xbc\xa2.txt"
+        with open(os.fsencode(tmp_path) + b"/" + name, "w", encoding="utf-8") as file:  # noqa: PTH123 - bytes
+            file.write("aa")
+        done = subprocess.run(
+            [sys.executable, "-m", "infer_accel", "count", os.fsdecode(name), "-t", "tokenizer.json"],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            cwd=tmp_path, capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\udcff" in done.stdout
+
+
 class TestCtrlC:
     def test_while_the_command_line_is_loaded(self, tmp_path: Path) -> None:
         (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")

@@ -150,6 +150,14 @@ def test_a_tokenizer_that_is_a_pipe_is_refused_without_waiting(tmp_path: Path) -
     assert "a pipe or a device" in result.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")  # noqa: PTH110
+def test_a_device_without_an_end_is_refused(model: Path) -> None:
+    result = call("/dev/zero", "-t", model)
+    assert result.exit_code == 2
+    assert "/dev/zero: is a device; pass a file of text" in " ".join(result.stderr.split())
+    assert figures("/dev/null", "-t", model)["total"]["tokens"] == 0
+
+
 def test_missing_paths_and_templates_are_named(small: Tokenizer, model: Path, tmp_path: Path) -> None:
     assert call(tmp_path / "none", "-t", model).exit_code == 2
     (tmp_path / "a.txt").write_text("x")

@@ -6,6 +6,7 @@ wrong call, wrong input or a row that is wrong, 130 Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import sys
 
 __all__ = ["main"]
@@ -15,6 +16,9 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line on the arguments of the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A table or a file's name may have what the output's encoding lacks: it is shown escaped, not lost in an error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Here, because loading takes a while, in which Ctrl-C is heeded as it is later.
         from infer_accel.cli.app import app

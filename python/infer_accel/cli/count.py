@@ -16,7 +16,7 @@ from infer_accel.cli.output import (
     guarded,
     refuse,
     require_apart,
-    require_existing,
+    require_finite,
     require_plain,
     require_writable,
     results,
@@ -78,7 +78,7 @@ def run(
     from infer_accel.tokenize import Tokenizer
 
     for path in paths:
-        require_existing(path, "a file of text, JSON lines or Parquet, or a directory of them")
+        require_finite(path, "a file of text, JSON lines or Parquet, or a directory of them")
     require_plain(tokenizer, "a tokenizer file or a model's directory")
     if json_path is not None and str(json_path) != "-":
         require_apart(json_path, "--json", [path for path in (*paths, tokenizer) if path.is_file()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
@@ -31,6 +32,7 @@ __all__ = [
     "require_apart",
     "require_existing",
     "require_file",
+    "require_finite",
     "require_picture",
     "require_plain",
     "require_writable",
@@ -170,6 +172,20 @@ def require_plain(path: Path, wanted: str) -> None:
     require_existing(path, wanted)
     if not (path.is_file() or path.is_dir()):
         refuse(f"{path}: is a pipe or a device; pass {wanted}")
+
+
+def require_finite(path: Path, wanted: str) -> None:
+    """Refuse a device, which may give bytes for ever; a pipe's writer ends, and so does who types."""
+    require_existing(path, wanted)
+    if path.is_block_device() or (path.is_char_device() and not _ends(path)):
+        refuse(f"{path}: is a device; pass {wanted}")
+
+
+def _ends(device: Path) -> bool:
+    if device.samefile(os.devnull):
+        return True
+    with device.open("rb", buffering=0) as opened:
+        return opened.isatty()
 
 
 def require_apart(path: Path | None, option: str, others: Iterable[Path]) -> None:
