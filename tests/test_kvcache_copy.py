@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from infer_accel import errors, kvcache, reference
 from infer_accel._backend import native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IMPLEMENTATIONS = [native().kvcache, reference.kvcache]
 DTYPES = ["u1", "i2", "f4", "f8", "?"]
@@ -301,3 +304,18 @@ def test_long_copies_take_the_way_past_the_cache(num_threads: int, page_bytes: i
     )
     kvcache.page_copy(source, target, mapping, num_threads=num_threads)
     np.testing.assert_array_equal(target[mapping[:, 1]], source[mapping[:, 0]])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["native", "reference"])
+def test_ids_that_no_memory_holds(implementation: Any) -> None:
+    """Strides of zero make any number of ids out of one; no copy of them is begun."""
+    ids = np.broadcast_to(np.int64(0), (1 << 58,))
+    pages = np.zeros((2, 4))
+    calls: list[Callable[[], object]] = [
+        lambda: implementation.page_gather([pages], ids, [pages.copy()]),
+        lambda: implementation.page_copy([pages], [pages.copy()], ids.reshape(-1, 2)),
+    ]
+    for call in calls:
+        with pytest.raises(errors.ArgumentError, match="no memory for a copy of them") as refused:
+            call()
+        assert refused.value.code == "argument.memory"

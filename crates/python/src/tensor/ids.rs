@@ -35,7 +35,9 @@ impl IntTable {
     }
 
     fn from_view(view: &TensorRef<'_>) -> Result<Self, NativeError> {
-        let mut values = Vec::with_capacity(view.len());
+        let mut values = Vec::new();
+        // A few bytes with strides of zero can say that they are any number of ids.
+        values.try_reserve_exact(view.len()).map_err(|_| no_memory(view.len()))?;
         match view.dtype() {
             DType::I64 if view.is_contiguous() => {
                 copy_dense::<i64>(view, &mut values);
@@ -168,6 +170,14 @@ fn not_integers(what: &str) -> NativeError {
         ErrorKind::DType,
         "dtype.ids",
         format!("{what} came where ids are expected; pass integers: an array, a tensor or a list of int"),
+    )
+}
+
+fn no_memory(count: usize) -> NativeError {
+    NativeError::new(
+        ErrorKind::Argument,
+        "argument.memory",
+        format!("{count} ids came, and there is no memory for a copy of them; pass fewer at a time"),
     )
 }
 

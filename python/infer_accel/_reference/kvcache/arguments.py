@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infer_accel._reference._tensors import require_tensor
-from infer_accel.errors import DTypeError, IdError, ReadOnlyError, ShapeError
+from infer_accel.errors import ArgumentError, DTypeError, IdError, ReadOnlyError, ShapeError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,7 +28,11 @@ def integers_of(values: object, code: str) -> npt.NDArray[np.int64]:
         raise DTypeError(f"{array.dtype} came where ids are expected", code=code)
     if array.dtype.kind == "u" and int(array.max()) >= 1 << 63:
         raise IdError("an id above 2^63 - 1 came", code="id.range")
-    return array.astype(np.int64)
+    try:
+        return array.astype(np.int64)
+    except MemoryError:
+        message = f"{array.size} ids came, and there is no memory for a copy of them"
+        raise ArgumentError(message, code="argument.memory") from None
 
 
 def flat_of(values: object, code: str = "shape.handles") -> list[int]:
