@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.kvcache_pages import BAD_CALLS, OPTIONS, PAGE, found_in, key, open_tier, page, pages, read_only
 from tests.soak import repeats
 
-from infer_accel import errors, reference
+from infer_accel import errors, kvcache, reference
 from infer_accel._backend import native
 
 IMPLEMENTATIONS = [native().kvcache, reference.kvcache]
@@ -188,6 +188,22 @@ def test_bad_calls(
     with pytest.raises(error) as caught:
         call(tier)
     assert caught.value.code == code or not code
+
+
+def test_an_empty_path_is_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is unset must not put a tier's files where the process happens to be."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ArgumentError) as caught:
+        kvcache.DiskTier("", **OPTIONS)
+    assert caught.value.code == "argument.tier_path"
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fingerprint", [3, "model", [1, 2], None])
+def test_a_fingerprint_is_bytes(tmp_path: Path, fingerprint: Any) -> None:
+    with pytest.raises(TypeError, match="bytes-like"):
+        kvcache.DiskTier(tmp_path, **(OPTIONS | {"fingerprint": fingerprint}))
+    assert not any(tmp_path.iterdir())
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias
 
@@ -10,7 +11,6 @@ from infer_accel.errors import ArgumentError
 from infer_accel.kvcache._layout import PageLayout
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -135,7 +135,7 @@ class DiskTier:
     StorageError
         The directory cannot be used; the writer's place is taken (``storage.writer_in_use``).
     ArgumentError
-        A size that is out of range, an unknown checksum or compression.
+        A path of no characters, a size that is out of range, an unknown checksum or compression.
 
     Notes
     -----
@@ -179,6 +179,8 @@ class DiskTier:
     ) -> None:
         if isinstance(fingerprint, PageLayout):
             fingerprint = fingerprint.fingerprint
+        if not os.fspath(path):
+            raise ArgumentError("an empty path came; name a directory", code="argument.tier_path")
         if compression not in {None, "zstd"}:
             message = f"compression={compression!r} came; allowed are 'zstd' and None"
             raise ArgumentError(message, code="argument.compression")
@@ -187,7 +189,7 @@ class DiskTier:
             path,
             capacity_bytes=capacity_bytes,
             page_bytes=page_bytes,
-            fingerprint=bytes(fingerprint),
+            fingerprint=bytes(memoryview(fingerprint)),  # bytes() alone makes zeros of a number
             segment_bytes=segment_bytes,
             writer=writer,
             checksum=checksum,
