@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,3 +209,16 @@ def test_residues_that_do_not_fit(example: Example, tmp_path: Path) -> None:
         undo(None, (errors.IntegrityError, errors.CheckpointError))  # type: ignore[arg-type]
         path.write_bytes(whole)
     lora.unmerge_checkpoint(out, tmp_path / "again", adapters=adapter)
+
+
+@pytest.mark.parametrize("adapter", ["\ud800", 3, None, [3], b"x"])
+def test_an_adapter_that_is_no_path_is_refused_in_one_line(
+    example: Example, tmp_path: Path, adapter: Any
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as refused:
+        lora.merge_checkpoint(example[0], adapter, tmp_path / "out")
+    assert "\n" not in str(refused.value)
+    with pytest.raises((TypeError, ValueError)) as refused:
+        lora.unmerge_checkpoint(example[0], tmp_path / "out", adapters=adapter)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.glob("*out*"))

@@ -217,6 +217,9 @@ def _several(adapters: Path | Adapter | Sequence[Path | Adapter]) -> list[object
     several = [adapters] if isinstance(adapters, str | os.PathLike | Adapter) else list(adapters)
     if not several:
         raise ArgumentError("no adapters came; name at least one", code="argument.adapters")
+    for adapter in several:
+        if not isinstance(adapter, Adapter):
+            os.fsencode(adapter)  # what names no file is refused here, in one line
     return [adapter._core if isinstance(adapter, Adapter) else os.fspath(adapter) for adapter in several]  # noqa: SLF001
 
 
