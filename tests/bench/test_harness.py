@@ -33,9 +33,14 @@ def sleepy(seconds: float) -> Callable[[], float]:
 
 class Clock:
     now = 0.0
+    #: Processor time beyond what passes by the clock.
+    helpers = 0.0
 
     def perf_counter(self) -> float:
         return self.now
+
+    def process_time(self) -> float:
+        return self.now + self.helpers
 
 
 CLOCK = Clock()
@@ -43,7 +48,7 @@ CLOCK = Clock()
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    CLOCK.now = 0.0
+    CLOCK.now = CLOCK.helpers = 0.0
     monkeypatch.setattr(harness, "time", CLOCK)
     return CLOCK
 
@@ -122,6 +127,20 @@ class TestTiming:
         assert measured.seconds["infer-accel"] == pytest.approx(1e-6)
         assert measured.rounds >= 5
         assert clock.now > measured.rounds * 1e-3
+
+    @pytest.mark.parametrize("seconds", [1e-5, 0.1])
+    def test_who_takes_a_second_thread_is_charged_for_it(self, clock: Clock, seconds: float) -> None:
+        def both() -> float:
+            clock.now += seconds
+            clock.helpers += 0.9 * seconds
+            return 7.0
+
+        ours = Contender("infer-accel", sleepy(seconds), expect(7.0))
+        peers = [Contender("told", both, takes_threads=True), Contender("not told", both)]
+        measured = measure_case(Case("sum", cost("s", 1), 1, ours, peers), seconds=0.1)
+        assert measured.seconds == pytest.approx(
+            {"infer-accel": seconds, "told": 1.9 * seconds, "not told": seconds}
+        )
 
     def test_contenders_take_turns_and_follow_each_other_alike(self, clock: Clock) -> None:
         order: list[str] = []

@@ -39,6 +39,8 @@ class Way:
     fresh: Callable[[], Way] | None = None
     #: The share of a long text that it gets, so that one slow rival does not take the whole time.
     share: float = 1.0
+    #: Whether it takes a second thread for a long text by itself.
+    takes_threads: bool = False
     #: Whether it takes ids most readily as lists; otherwise as arrays of uint32.
     takes_lists: bool = True
 
@@ -223,6 +225,7 @@ def _fastokens(bench: Bench, family: data.Family) -> Way | None:
             decode=tokenizer.decode,
             decode_batch=tokenizer.decode_batch,
             fresh=make,
+            takes_threads=True,  # for texts of some 64 KB and more
         )
 
     return make()

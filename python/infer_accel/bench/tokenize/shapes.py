@@ -56,6 +56,7 @@ def long(name: str, work: str, texts: list[str], entrants: Field, *, repeated: b
             lambda: call(turns.next()),
             check=lambda result: check_ids(result, entrants.oracle(turns.current)),
             work=sum(len(text.encode()) for text in turns.inputs) / len(turns.inputs),
+            takes_threads=way.takes_threads,
         )
 
     contender, peers = contenders(work, entrants, make)
@@ -80,6 +81,7 @@ def cold(name: str, text: str, entrants: Field) -> Case:
             check=lambda result: check_ids(result, entrants.oracle(part)),
             prepare=renew,
             work=len(part.encode()),
+            takes_threads=way.takes_threads,
         )
 
     contender, peers = contenders("encode", entrants, make)
