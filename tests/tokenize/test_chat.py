@@ -369,6 +369,33 @@ def test_bad_templates_and_bad_messages_are_refused(small: Tokenizer, backend: s
         chat.render([{"role": "user", "content": "\ud800"}])
 
 
+def test_the_time_is_todays_unless_it_is_given(small: Tokenizer, tmp_path: Path) -> None:
+    shows = ChatTemplate(small, "{{ strftime_now('%Y') }}{{ messages[0].content }}")
+    messages = [{"role": "user", "content": "!"}]
+    assert shows.render(messages, now=NOW) == "2024!"
+    years = {datetime.now().year for _ in range(2)}  # noqa: DTZ005 - as templates show it
+    assert shows.render(messages) in {f"{year}!" for year in years}
+    # It is asked for only where a template may show it: one that asks whether it could, and one for tools alone.
+    asks = ChatTemplate(small, "{% if strftime_now is defined %}{{ strftime_now('%m') }}{% endif %}")
+    assert asks.render(messages, now=NOW) == "07"
+    assert len(asks.render(messages)) == 2
+    assert not ChatTemplate(small, "{{ messages[0].content }}")._core.shows_time
+    for backend in (asks, ChatTemplate(small, "{{ messages[0].content }}")):
+        with pytest.raises(DTypeError, match="came as now"):
+            backend.render(messages, now="today")  # type: ignore[arg-type]
+    (tmp_path / "tokenizer.json").write_bytes(Path(small._source[1]).read_bytes())
+    templates = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "{{ strftime_now('%d') }}"},
+    ]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    chat = Tokenizer.from_dir(tmp_path).chat
+    assert chat is not None
+    assert chat.render(messages) == "plain"
+    assert len(chat.render(messages, tools=TOOLS)) == 2
+    assert chat.render(messages, tools=TOOLS, now=NOW) == "04"
+
+
 def test_a_directory_brings_its_template(small: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(Path(small._source[1]).read_bytes())
     assert Tokenizer.from_dir(tmp_path).chat is None

@@ -40,6 +40,11 @@ class ChatTemplate:
         """
         The prompts of many conversations, which share all variables but their messages.
         """
+    @property
+    def shows_time(self, /) -> bool:
+        """
+        Whether the template may show the time: if not, there is no need to ask for it.
+        """
 
 @final
 class PromptCache:

@@ -197,7 +197,7 @@ def hash_prompt(
             "documents": None,
             "add_generation_prompt": True,
         }
-        encoding = ({**given, **(variables or {})}, clock(None), trust_messages)
+        encoding = ({**given, **(variables or {})}, clock(None, shown=chat.shows_time), trust_messages)
         if fused:
             shown, now, trusted = encoding
             return PromptBlocks(*_implementation.hash_chat(chat, shown, now=now, trusted=trusted, **how))

@@ -129,7 +129,9 @@ class ChatTemplate:
             Something else than the values above came.
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        prompt: str = self._core.render({"messages": messages, **shared}, clock(now))
+        prompt: str = self._core.render(
+            {"messages": messages, **shared}, clock(now, shown=self._core.shows_time)
+        )
         return prompt
 
     def encode(
@@ -165,7 +167,7 @@ class ChatTemplate:
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
         ids: NDArray[np.int32] = self._core.encode(
-            {"messages": messages, **shared}, clock(now), trust_messages
+            {"messages": messages, **shared}, clock(now, shown=self._core.shows_time), trust_messages
         )
         return ids
 
@@ -185,7 +187,9 @@ class ChatTemplate:
         Arguments and errors as for :meth:`encode`.
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        count: int = self._core.count({"messages": messages, **shared}, clock(now), trust_messages)
+        count: int = self._core.count(
+            {"messages": messages, **shared}, clock(now, shown=self._core.shows_time), trust_messages
+        )
         return count
 
     def render_batch(
@@ -204,7 +208,9 @@ class ChatTemplate:
         Arguments and errors as for :meth:`render`; on at most `num_threads` threads. Heeds Ctrl-C.
         """
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        prompts: list[str] = self._core.render_batch(conversations, shared, clock(now), num_threads)
+        prompts: list[str] = self._core.render_batch(
+            conversations, shared, clock(now, shown=self._core.shows_time), num_threads
+        )
         return prompts
 
     def encode_batch(
@@ -221,7 +227,9 @@ class ChatTemplate:
     ) -> TokenBatch:
         """Return the ids of many conversations' prompts; arguments and errors as for :meth:`encode`."""
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
-        ids, offsets = self._core.encode_batch(conversations, shared, clock(now), trust_messages, num_threads)
+        ids, offsets = self._core.encode_batch(
+            conversations, shared, clock(now, shown=self._core.shows_time), trust_messages, num_threads
+        )
         return TokenBatch(ids, offsets)
 
     def count_batch(
@@ -239,7 +247,7 @@ class ChatTemplate:
         """Return the number of ids of each prompt, int64; arguments and errors as for :meth:`encode`."""
         shared = _variables(tools, documents, variables, add_generation_prompt=add_generation_prompt)
         counts: NDArray[np.int64] = self._core.count_batch(
-            conversations, shared, clock(now), trust_messages, num_threads
+            conversations, shared, clock(now, shown=self._core.shows_time), trust_messages, num_threads
         )
         return counts
 

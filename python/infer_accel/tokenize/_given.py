@@ -31,8 +31,10 @@ def pairs_of(special_tokens: object) -> list[tuple[str, Any]]:
     return list(special_tokens.items())
 
 
-def clock(now: object) -> tuple[int, ...]:
-    """Return a time, the clock's by default, as the core takes it."""
+def clock(now: object, *, shown: bool) -> tuple[int, ...] | None:
+    """Return a time, the clock's by default, as the core takes it; nothing where it would not be `shown`."""
+    if now is None and not shown:
+        return None
     moment = datetime.now() if now is None else now  # noqa: DTZ005 - templates show the local time
     if not isinstance(moment, datetime):
         message = f"{type(now).__name__} came as now; pass a datetime.datetime, or None for the clock's"

@@ -63,6 +63,12 @@ impl ChatTemplate {
         Ok(Self::over(template, Arc::clone(&tokenizer.get().core)))
     }
 
+    /// Whether the template may show the time: if not, there is no need to ask for it.
+    #[getter]
+    fn shows_time(&self) -> bool {
+        self.template.shows_time()
+    }
+
     /// The prompt of a conversation.
     #[pyo3(signature = (variables: "dict[str, object]", now))]
     fn render(&self, py: Python<'_>, variables: &Bound<'_, PyDict>, now: Option<Clock>) -> PyResult<String> {
@@ -181,21 +187,35 @@ fn conversations(
 }
 
 fn named<T: for<'t> From<&'t str>>(variables: &Bound<'_, PyDict>, depth: usize) -> PyResult<Vec<(T, Data)>> {
-    variables.iter().map(|(key, value)| Ok((utf8(&key)?.into(), data(&value, depth + 1)?))).collect()
+    let mut named = Vec::with_capacity(variables.len());
+    for (key, value) in variables.iter() {
+        named.push((utf8(&key)?.into(), data(&value, depth + 1)?));
+    }
+    Ok(named)
 }
 
-/// A private copy of what came from Python.
+/// A private copy of what came from Python; what most of a conversation is made of is asked for first.
 fn data(value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Data> {
     if depth > MAX_DEPTH {
         return Err(refused(format!(
             "messages nested deeper than {MAX_DEPTH} came; are they part of themselves?"
         )));
     }
-    if value.is_none() {
-        return Ok(Data::None);
-    }
     if value.is_instance_of::<PyString>() {
         return Ok(Data::Text(utf8(value)?.into()));
+    }
+    if let Ok(dict) = value.cast::<PyDict>() {
+        return Ok(Data::Dict(named(dict, depth)?));
+    }
+    if let Ok(list) = value.cast::<PyList>() {
+        let mut items = Vec::with_capacity(list.len());
+        for item in list.iter() {
+            items.push(data(&item, depth + 1)?);
+        }
+        return Ok(Data::List(items));
+    }
+    if value.is_none() {
+        return Ok(Data::None);
     }
     if value.is_instance_of::<PyBool>() {
         return Ok(Data::Bool(value.is_truthy()?));
@@ -210,11 +230,8 @@ fn data(value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Data> {
     if value.is_instance_of::<PyFloat>() {
         return Ok(Data::Float(value.extract()?));
     }
-    if let Ok(dict) = value.cast::<PyDict>() {
-        return Ok(Data::Dict(named(dict, depth)?));
-    }
-    if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
-        let items = value.try_iter()?.map(|item| data(&item?, depth + 1)).collect::<PyResult<_>>();
+    if let Ok(tuple) = value.cast::<PyTuple>() {
+        let items = tuple.iter().map(|item| data(&item, depth + 1)).collect::<PyResult<_>>();
         return Ok(Data::List(items?));
     }
     let name = value.get_type().fully_qualified_name()?;

@@ -38,6 +38,8 @@ const MAX_OUTPUT: usize = 64 << 20;
 const MAX_SOURCE: usize = 1 << 20;
 const NAME: &str = "chat template";
 const TOOL_NAME: &str = "chat template for tools";
+/// The function that shows the time; a template can call it by no other name.
+const CLOCK: &str = "strftime_now";
 
 /// A chat template as a model's directory has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +59,7 @@ pub struct ChatTemplate {
     /// The same templates without the engine, by the names that they have there.
     direct: Arc<[(&'static str, Direct)]>,
     special_tokens: Arc<[(String, String)]>,
+    shows_time: bool,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -88,8 +91,14 @@ impl ChatTemplate {
             direct.extend(Direct::of(&template, syntax.clone()).map(|program| (name, program)));
             environment.add_template_owned(name, template).map_err(|error| failed(&error))?;
         }
-        let environment = Arc::new(environment);
-        Ok(Self { environment, direct: direct.into(), special_tokens: source.special_tokens.clone().into() })
+        let shows_time = environment.templates().any(|(_, template)| template.source().contains(CLOCK));
+        let special_tokens = source.special_tokens.clone().into();
+        Ok(Self { environment: Arc::new(environment), direct: direct.into(), special_tokens, shows_time })
+    }
+
+    /// Whether the template may show the time. One that does not is rendered the same without it.
+    pub fn shows_time(&self) -> bool {
+        self.shows_time
     }
 
     /// The prompt of a conversation. `variables` are the template's: `messages`, `tools`, `add_generation_prompt`
@@ -131,8 +140,7 @@ impl ChatTemplate {
         });
         let special =
             self.special_tokens.iter().map(|(name, content)| (name.as_str(), Value::from(content.as_str())));
-        let clock =
-            now.map(|now| ("strftime_now", Value::from_function(move |format: &str| now.format(format))));
+        let clock = now.map(|now| (CLOCK, Value::from_function(move |format: &str| now.format(format))));
         let context = Value::from_pairs(special.chain(clock).chain(variables));
         let template = self.environment.get_template(name).map_err(|error| failed(&error))?;
         let mut out = Bounded(Vec::new());

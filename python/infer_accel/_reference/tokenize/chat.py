@@ -43,6 +43,9 @@ def _tojson(
 class ChatTemplate:
     """The specification behind :class:`infer_accel.tokenize.ChatTemplate`."""
 
+    #: It takes the time whether or not the template shows it.
+    shows_time = True
+
     def __init__(
         self, tokenizer: Tokenizer, template: str, special_tokens: Iterable[tuple[str, str]]
     ) -> None:

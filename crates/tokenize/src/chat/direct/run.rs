@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::super::methods::strip;
 use super::super::python::{JsonStyle, json};
-use super::super::{Data, MAX_OUTPUT, Now, slices};
+use super::super::{CLOCK, Data, MAX_OUTPUT, Now, slices};
 use super::program::{Expr, Filter, Method, Name, Node, Program};
 use super::value::Item;
 
@@ -52,7 +52,7 @@ impl<'a> Run<'a> {
             if let Some((_, data)) = variables.iter().rev().find(|(known, _)| known == name) {
                 return Item::of(data);
             }
-            if name == "strftime_now" && now.is_some() {
+            if name == CLOCK && now.is_some() {
                 return Item::Clock;
             }
             let special = special_tokens.iter().rev().find(|(known, _)| known == name);
