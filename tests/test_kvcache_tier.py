@@ -156,11 +156,15 @@ def test_pages_that_lie_apart(tmp_path: Path, implementation: Any) -> None:
         ([wide[:PAGE], wide], errors.ShapeError, "shape.stored_pages"),
         ([wide[:PAGE], wide[::2]], errors.ShapeError, "shape.stored_pages"),
         ([wide[:PAGE], read_only()[0]], errors.ReadOnlyError, "read_only"),
+        ([wide[:PAGE], wide[:PAGE]], errors.OverlapError, "overlap.pages"),
+        ([wide[PAGE - 1 : -1], wide[:PAGE]], errors.OverlapError, "overlap.pages"),
     ):
         with pytest.raises(error) as caught:
             tier.load_apart(keys[:2], bad)
         assert caught.value.code == code
     assert not wide.any()
+    assert tier.load_apart([key(1), key(2)], [wide[PAGE:], wide[:PAGE]]).all()
+    assert (wide == np.concatenate([page(2), page(1)])).all()
     tier.close()
 
 

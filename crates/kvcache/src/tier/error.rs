@@ -96,6 +96,14 @@ pub enum TierError {
         /// Bytes of a page of this tier.
         expected: usize,
     },
+    /// Pages to load to that share memory.
+    #[error("pages {first} and {second} to load to share memory; pass memory of its own for each")]
+    PagesOverlap {
+        /// The number of one page.
+        first: usize,
+        /// The number of the other one.
+        second: usize,
+    },
     /// The directory holds pages of another kind.
     #[error(
         "{} holds pages of another {what} (here {expected}, there {found}); open it with that, or use another directory",
@@ -218,6 +226,7 @@ impl TierError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::PageCount { .. } | Self::PageShape { .. } | Self::KeyBytes { .. } => ErrorKind::Shape,
+            Self::PagesOverlap { .. } => ErrorKind::Overlap,
             Self::Layout { .. } | Self::Manifest { .. } => ErrorKind::Integrity,
             Self::WriterInUse { .. }
             | Self::NoWriter { .. }
@@ -252,6 +261,7 @@ impl TierError {
             Self::KeyBytes { .. } => "shape.keys",
             Self::PageCount { .. } => "shape.page_count",
             Self::PageShape { .. } => "shape.stored_pages",
+            Self::PagesOverlap { .. } => "overlap.pages",
             Self::Layout { .. } => "integrity.tier_layout",
             Self::Manifest { .. } => "integrity.tier_manifest",
             Self::WriterInUse { .. } => "storage.writer_in_use",

@@ -98,7 +98,21 @@ impl<'a> Apart<'a, true> {
         let address =
             |page: &'_ mut TensorMut<'_>| page_address(&page.as_ref(), page_bytes).map(|_| page.as_mut_ptr());
         let addresses = pages.iter_mut().map(address).collect::<Result<_, _>>()?;
-        Self { addresses, page_bytes, memory: PhantomData }.counted(count)
+        Self { addresses, page_bytes, memory: PhantomData }.counted(count)?.distinct()
+    }
+
+    /// Refuses pages that share memory: threads would leave a mix of two there, and call both delivered.
+    fn distinct(self) -> Result<Self, TierError> {
+        let mut order: Vec<_> =
+            self.addresses.iter().enumerate().map(|(page, at)| (at.addr(), page)).collect();
+        order.sort_unstable();
+        for pair in order.windows(2) {
+            if pair[1].0 - pair[0].0 < self.page_bytes {
+                let (first, second) = (pair[0].1.min(pair[1].1), pair[0].1.max(pair[1].1));
+                return Err(TierError::PagesOverlap { first, second });
+            }
+        }
+        Ok(self)
     }
 }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infer_accel._reference.kvcache.arguments import array_of, page_keys, page_rows
-from infer_accel.errors import ArgumentError, IntegrityError, ShapeError, StorageError
+from infer_accel.errors import ArgumentError, IntegrityError, OverlapError, ShapeError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,11 @@ _MAX_PAGE_BYTES = 1 << 30
 _CHECK_BYTES = 32
 #: As in the native tier, where a record's header has this length.
 _HEADER_BYTES = 192
+
+
+def _address(row: npt.NDArray[np.uint8]) -> int:
+    address: int = row.__array_interface__["data"][0]
+    return address
 
 
 class DiskTier:
@@ -202,6 +208,10 @@ class DiskTier:
         rows = [self._row(array_of(page, writable=writable)) for page in pages]
         if len(rows) != count:
             raise ShapeError(f"{len(rows)} pages came for {count} keys", code="shape.page_count")
+        by_place = sorted(rows, key=_address) if writable else []
+        if any(_address(page) + self.page_bytes > _address(after) for page, after in pairwise(by_place)):
+            message = "pages to load to share memory; pass memory of its own for each"
+            raise OverlapError(message, code="overlap.pages")
         return rows
 
     def _row(self, page: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
